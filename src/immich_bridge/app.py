@@ -1,0 +1,53 @@
+"""The application: which route is whose, and what lives as long as the server does."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from immich_bridge.bridge.background_upload import ROUTE, BackgroundUpload
+from immich_bridge.bridge.reverse_proxy import ReverseProxy
+from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.bridge.websocket_proxy import WebSocketProxy
+from immich_bridge.config import Config
+from immich_bridge.errors import NotFound
+from immich_bridge.http.health import Check, Readiness, health
+from immich_bridge.http.lifecycle import LIFECYCLE, Lifecycle
+from immich_bridge.http.middleware import request_middleware
+from immich_bridge.http.routing import add_fallback, add_route
+
+
+def make_app(config: Config) -> web.Application:
+    """Build the whole application for `config`. Nothing of it is shared between two calls."""
+    app = web.Application(middlewares=[request_middleware(config)])
+    lifecycle = app[LIFECYCLE] = Lifecycle()
+    checks: dict[str, Check | None] = {"immich": None, "database": None, "storage": None}
+    if config.immich_server_url is not None:
+        checks["immich"] = _add_bridge(app, config, lifecycle)
+    else:
+        add_fallback(app, _nothing_here)
+    required = {"database", "storage"}
+    if config.ready_requires_immich:
+        required.add("immich")
+    add_route(app, "GET", "/health", health)
+    add_route(app, "GET", "/ready", Readiness(lifecycle, checks, frozenset(required)).handle)
+    return app
+
+
+def _add_bridge(app: web.Application, config: Config, lifecycle: Lifecycle) -> Check:
+    """Route the bridge wing; the check says whether Immich answers."""
+    upstream = Upstream(config)
+    websockets = WebSocketProxy(upstream)
+    lifecycle.on_drain(websockets.close_all)
+
+    async def connections(_: web.Application) -> AsyncIterator[None]:
+        async with upstream:
+            yield
+
+    app.cleanup_ctx.append(connections)
+    add_route(app, "*", ROUTE, BackgroundUpload(config, upstream).handle)
+    add_fallback(app, ReverseProxy(config, upstream, websockets).handle)
+    return upstream.ping
+
+
+async def _nothing_here(request: web.Request) -> web.StreamResponse:
+    raise NotFound("nothing is here, and there is no Immich to ask (IMMICH_SERVER_URL is empty)")

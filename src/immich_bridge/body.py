@@ -1,0 +1,176 @@
+"""The bytes of one request as they come in: counted, limited, digested, cut off when idle.
+
+Both wings read bodies through `IncomingBody` and nothing else, so that every promise about
+incoming bytes is kept in one place. It holds no more than the piece at hand.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from aiohttp import web
+
+from immich_bridge.digests import ExpectedDigest
+from immich_bridge.errors import (
+    BadRequest,
+    BridgeError,
+    ClientGone,
+    PayloadTooLarge,
+    RequestTimeout,
+)
+
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds between two looks at a body: is its sender silent, or gone?"""
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# States of a TCP connection whose peer has closed or reset it (Linux, include/net/tcp_states.h).
+_TCP_CLOSE: Final = 7
+_TCP_CLOSE_WAIT: Final = 8
+
+
+class IncomingBody:
+    """The body of `request`, read piece by piece with back-pressure.
+
+    `limit` is the most bytes that are taken (0: no limit), `idle_timeout` the seconds that
+    the sender may be silent while we wait for it. `digests` are fed with every piece and
+    compared before the end is reported. To be used as a context manager.
+    """
+
+    def __init__(
+        self,
+        request: web.Request,
+        *,
+        idle_timeout: float,
+        limit: int = 0,
+        digests: Sequence[ExpectedDigest] = (),
+    ) -> None:
+        self._request = request
+        self._content = request.content
+        self._idle_timeout = idle_timeout
+        self._limit = limit
+        self._digests = digests
+        self._expects_continue = request.headers.get("Expect", "").lower() == "100-continue"
+        self._peeked: list[bytes] = []
+        self._ended = False
+        self._waiting_since: float | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self.length = request.content_length
+        """Bytes announced by the sender; None when it did not say (chunked)."""
+        self.received = 0
+        """Bytes read so far."""
+        if limit and self.length is not None and self.length > limit:
+            raise self._too_large()
+
+    def __enter__(self) -> "IncomingBody":
+        self._schedule_watch()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def read(self) -> bytes:
+        """The next piece; `b""` once the body is whole and its digests are right.
+
+        Raises `ClientGone`, `RequestTimeout`, `PayloadTooLarge`, `BadRequest` (broken
+        chunked framing) and `ChecksumMismatch`. After any of these the body has no end:
+        whoever passes it on must not complete what it feeds.
+        """
+        if self._peeked:
+            return self._peeked.pop(0)
+        return await self._receive()
+
+    async def peek(self, size: int) -> bytes:
+        """The first `size` bytes or more, fewer only if the body is shorter; kept for `read`."""
+        while sum(map(len, self._peeked)) < size:
+            piece = await self._receive()
+            if not piece:
+                break
+            self._peeked.append(piece)
+        return b"".join(self._peeked)
+
+    async def _receive(self) -> bytes:
+        if self._ended:
+            return b""
+        await self._invite()
+        self._waiting_since = self._request.loop.time()
+        try:
+            piece = await self._content.readany()
+        except BridgeError:
+            raise
+        except (OSError, RuntimeError) as exc:
+            # What aiohttp raises once the connection is lost under a reader.
+            raise ClientGone("the client closed the connection in mid-body") from exc
+        except web.RequestPayloadError as exc:
+            raise BadRequest(f"the body cannot be read: {exc}") from exc
+        finally:
+            self._waiting_since = None
+        if piece:
+            self.received += len(piece)
+            if self._limit and self.received > self._limit:
+                raise self._too_large()
+            for digest in self._digests:
+                digest.update(piece)
+            return piece
+        if self.length is not None and self.received != self.length:
+            raise ClientGone(f"the body ended after {self.received} of {self.length} bytes")
+        for digest in self._digests:
+            digest.check()
+        self._ended = True
+        return b""
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is larger than {self._limit} bytes")
+
+    async def _invite(self) -> None:
+        """Answer `Expect: 100-continue` (RFC 9110 10.1.1), only now that the body is wanted."""
+        if not self._expects_continue:
+            return
+        self._expects_continue = False
+        if self._content.total_bytes:
+            return  # it came uninvited
+        writer = self._request.writer
+        await writer.write(_CONTINUE)
+        # aiohttp holds an answer for begun once anything was written; this was not it.
+        writer.output_size = 0
+
+    def _schedule_watch(self) -> None:
+        interval = min(_WATCH_INTERVAL, self._idle_timeout / 2)
+        self._watch = self._request.loop.call_later(interval, self._look)
+
+    def _look(self) -> None:
+        if self._ended:
+            return
+        waiting_since = self._waiting_since
+        if waiting_since is None:
+            # Nobody reads: the other side is slow, and so the event loop has stopped to
+            # watch this socket. Without a look, an upload whose client has gone would
+            # hang until the other side moves.
+            transport = self._request.transport
+            if transport is not None and _peer_has_closed(transport):
+                transport.abort()
+                return
+        elif self._request.loop.time() - waiting_since >= self._idle_timeout:
+            silent = RequestTimeout(f"no byte came for {self._idle_timeout:g} seconds")
+            self._content.set_exception(silent)
+            return
+        self._schedule_watch()
+
+
+def _peer_has_closed(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed its side (known only where TCP_INFO exists)."""
+    if not hasattr(socket, "TCP_INFO"):
+        return False
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state in (_TCP_CLOSE, _TCP_CLOSE_WAIT)

@@ -1,0 +1,1 @@
+"""The bridge wing: from the phone to Immich."""

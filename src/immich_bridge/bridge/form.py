@@ -1,0 +1,93 @@
+"""Immich's upload form around a file that is still on its way."""
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from aiohttp import BytesPayload, MultipartWriter, Payload, hdrs
+from aiohttp.abc import AbstractStreamWriter
+
+_CRLF: Final = b"\r\n"
+
+
+class ByteSource(Protocol):
+    """Something that gives bytes piece by piece, and `b""` once they are whole."""
+
+    async def read(self) -> bytes:
+        """The next piece. Raises when the end can no longer be reached."""
+
+
+class StreamedBody(Payload):
+    """The bytes of `source` as the body of a request; `length` as far as it is known."""
+
+    _autoclose = True
+
+    def __init__(self, source: ByteSource, length: int | None, content_type: str) -> None:
+        super().__init__(source, content_type=content_type)
+        self.source = source
+        self._size = length
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not possible: the bytes are not here yet."""
+        raise TypeError("a streamed body cannot be held as text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the bytes as they come; the writer's back-pressure sets the pace."""
+        while piece := await self.source.read():
+            await writer.write(piece)
+
+
+class AssetForm(MultipartWriter):
+    """`multipart/form-data` with text fields first and the file `assetData` last.
+
+    `size` is exact when the length of the file is known, so that the form need not be sent
+    chunked. The closing boundary is written only after the source has reported its end;
+    until then the form is no form, and Immich makes no asset of it.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[tuple[str, str]],
+        *,
+        filename: str,
+        content_type: str,
+        body: ByteSource,
+        length: int | None,
+        boundary: str | None = None,
+    ) -> None:
+        super().__init__("form-data", boundary=boundary)
+        for name, value in fields:
+            part = BytesPayload(value.encode())
+            # Browsers and Immich's own clients send text fields without a type.
+            del part.headers[hdrs.CONTENT_TYPE]
+            part.set_content_disposition("form-data", name=name)
+            self.append_payload(part)
+        self._file = StreamedBody(body, length, content_type)
+        # Immich's parser takes the name as raw UTF-8 and does not undo percent-encoding.
+        self._file.set_content_disposition(
+            "form-data", quote_fields=False, name="assetData", filename=filename
+        )
+        self.append_payload(self._file)
+
+    async def write(self, writer: AbstractStreamWriter, close_boundary: bool = True) -> None:
+        """Write the form; all that precedes the file goes out with the file's first piece.
+
+        The writer of aiohttp makes some 16 small pieces of a form like this, each a system
+        call of its own.
+        """
+        prefix, suffix = self._frame()
+        source = self._file.source
+        await writer.write(prefix + await source.read())
+        while piece := await source.read():
+            await writer.write(piece)
+        if close_boundary:
+            await writer.write(suffix)
+
+    def _frame(self) -> tuple[bytes, bytes]:
+        """What stands before and after the bytes of the file."""
+        delimiter = b"--" + self._boundary
+        before = bytearray()
+        for part, _, _ in self._parts:
+            before += delimiter + _CRLF + part._binary_headers
+            if isinstance(part, BytesPayload):
+                before += part._value + _CRLF
+        return bytes(before), _CRLF + delimiter + b"--" + _CRLF

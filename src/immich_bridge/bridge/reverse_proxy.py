@@ -1,0 +1,40 @@
+"""Every request that is not ours: to Immich and back as if this server were not there."""
+
+from aiohttp import web
+
+from immich_bridge.body import IncomingBody
+from immich_bridge.bridge.form import StreamedBody
+from immich_bridge.bridge.forwarded import forwarded_by_us
+from immich_bridge.bridge.headers import end_to_end, request_target
+from immich_bridge.bridge.relay import relay
+from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.bridge.websocket_proxy import WebSocketProxy, asks_for_websocket
+from immich_bridge.config import Config
+
+
+class ReverseProxy:
+    """The handler of everything else."""
+
+    def __init__(self, config: Config, upstream: Upstream, websockets: WebSocketProxy) -> None:
+        self._config = config
+        self._upstream = upstream
+        self._websockets = websockets
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Pass `request` on, and Immich's answer back."""
+        target = request_target(request.raw_path)
+        headers = forwarded_by_us(
+            request,
+            end_to_end(request.raw_headers),
+            host=self._upstream.host,
+            trusted=self._config.trusted_proxies,
+        )
+        if asks_for_websocket(request):
+            return await self._websockets.handle(request, target, headers)
+        if not request.body_exists:
+            async with self._upstream.request(request.method, target, headers) as answer:
+                return await relay(request, answer)
+        with IncomingBody(request, idle_timeout=self._config.body_idle_timeout) as body:
+            payload = StreamedBody(body, body.length, request.content_type)
+            async with self._upstream.request(request.method, target, headers, payload) as answer:
+                return await relay(request, answer)

@@ -1,0 +1,1 @@
+"""Common ground of both wings: what every request and every answer goes through."""

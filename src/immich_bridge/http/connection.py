@@ -1,0 +1,118 @@
+"""One connection of a client: aiohttp's protocol, with our answers to malformed requests."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final
+from uuid import uuid4
+
+from aiohttp import web
+
+from immich_bridge.errors import BadRequest
+from immich_bridge.http.client_address import peer_address
+from immich_bridge.http.error_answer import error_answer
+from immich_bridge.logs import log_event
+
+_logger = logging.getLogger("immich_bridge.access")
+
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 256 * 1024
+
+# Heads of 32 KiB pass: web clients of Immich carry long cookies and queries.
+_MAX_HEAD: Final = 32 * 1024
+_MAX_HEADERS: Final = 1024
+# Also bounds how long a half-sent head may take.
+_KEEPALIVE_SECONDS: Final = 75.0
+
+
+class Connection(web.RequestHandler):
+    """Answers what cannot be parsed with our JSON and one log line.
+
+    aiohttp's own way is a text answer and a traceback.
+    """
+
+    def __init__(
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, read_bufsize: int
+    ) -> None:
+        super().__init__(
+            manager,
+            loop=loop,
+            read_bufsize=read_bufsize,
+            max_line_size=_MAX_HEAD,
+            max_field_size=_MAX_HEAD,
+            max_headers=_MAX_HEADERS,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+            # Bodies pass as they came; what a digest covers are the bytes on the wire.
+            auto_decompress=False,
+            # `linger` below does it, with a bound on the bytes.
+            lingering_time=0.0,
+            access_log=None,  # type: ignore[arg-type]  # None turns it off
+        )
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Broken framing in mid-body: aiohttp queues the error behind the request under way,
+        # which would go on to wait for a body that can no longer come.
+        request = self._current_request
+        if self._messages and request is not None and not request.content.is_eof():
+            error = getattr(self._messages[-1][0], "exc", None)
+            if error is not None:
+                request.content.set_exception(BadRequest(_one_line(str(error))))
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to a request that is not HTTP; the connection is closed after it."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client has gone, and `start` ends the connection
+        if status != BadRequest.status:
+            raise ConnectionResetError("no answer is possible") from exc
+        response = error_answer(BadRequest(_one_line(message or str(exc))))
+        request_id = response.headers["X-Request-Id"] = uuid4().hex
+        response.headers["Server"] = "immich-bridge"
+        response.force_close()
+        log_event(
+            _logger,
+            logging.INFO,
+            "malformed request",
+            client=peer_address(request),
+            status=response.status,
+            reason=_one_line(message or str(exc)),
+            request_id=request_id,
+        )
+        return response
+
+    @property
+    def idle(self) -> bool:
+        """Whether the connection waits for its next request."""
+        return self._waiter is not None and not self._messages
+
+
+def _one_line(message: str) -> str:
+    """The first line of one of the parser's messages: the others quote the client's bytes."""
+    return message.strip().splitlines()[0].rstrip(":") if message.strip() else "malformed request"
+
+
+async def linger(request: web.BaseRequest) -> None:
+    """Let the client read an answer that came before the end of its body, then let go.
+
+    Closing at once would reset the connection, and the reset may overtake the answer
+    (RFC 9112 9.6). So a small rest of the body is read; of a larger one no more than what
+    the buffers take, while our side is already closed, until the client closes its own.
+    """
+    transport = request.transport
+    content = request.content
+    if transport is None:
+        return
+    with suppress(TimeoutError, ConnectionError, web.RequestPayloadError, BadRequest):
+        async with asyncio.timeout(LINGER_SECONDS):
+            discarded = 0
+            while not content.is_eof() and discarded < LINGER_BYTES:
+                discarded += len(await content.readany())
+            if not content.is_eof() and transport.can_write_eof():
+                transport.write_eof()
+                await asyncio.get_running_loop().create_future()  # until the client has gone

@@ -1,0 +1,59 @@
+"""The life of the process as requests see it: running, then draining, then gone."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+
+class Lifecycle:
+    """Counts the requests under way and says when no more should come."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        """Whether the process has been asked to stop: answers close their connections."""
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._on_drain: list[Callable[[], None]] = []
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count one request for as long as the context lasts."""
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self._idle.set()
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when draining begins."""
+        self._on_drain.append(callback)
+
+    async def drain(self, grace: float) -> int:
+        """Let the requests under way finish for `grace` seconds; how many did not."""
+        self.draining = True
+        for callback in self._on_drain:
+            callback()
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        return self._under_way
+
+
+LIFECYCLE: web.AppKey[Lifecycle] = web.AppKey("lifecycle", Lifecycle)
+
+
+def may_keep_alive(request: web.BaseRequest, lifecycle: Lifecycle) -> bool:
+    """Whether the connection may serve another request after this one's answer.
+
+    Not while draining, and not when the answer comes before the end of the request's
+    body: the rest would have to be read only to be thrown away.
+    """
+    return request.keep_alive and request.content.is_eof() and not lifecycle.draining

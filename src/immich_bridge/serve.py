@@ -1,0 +1,162 @@
+"""Running the application: sockets, signals, and an end that loses nothing."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+
+from immich_bridge import __version__
+from immich_bridge.app import make_app
+from immich_bridge.config import Config
+from immich_bridge.http.connection import Connection
+from immich_bridge.http.lifecycle import LIFECYCLE
+from immich_bridge.logs import log_event
+
+_logger = logging.getLogger("immich_bridge")
+
+_BACKLOG: Final = 1024
+_READ_BUFFER_ASYNCIO: Final = 256 * 1024
+# uvloop reads in smaller pieces; a larger buffer costs memory and brings nothing.
+_READ_BUFFER_UVLOOP: Final = 64 * 1024
+_ABORT_SECONDS: Final = 1.0
+"""How long requests that outlived the grace may take to clean up after their cancellation."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why in one line."""
+
+
+class Server:
+    """A listening server. `address` is where it can be reached from this machine."""
+
+    def __init__(self, runner: web.AppRunner, listener: asyncio.Server, scheme: str) -> None:
+        self._runner = runner
+        self._listener = listener
+        self._scheme = scheme
+
+    @property
+    def address(self) -> str:
+        """The URL of the server."""
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        host = {"::": "localhost", "0.0.0.0": "localhost"}.get(host, host)  # noqa: S104
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def drain(self, grace: float) -> int:
+        """Take no new connections, let running requests finish; how many did not in `grace`."""
+        self._listener.close()
+        connections = self._runner.server.connections if self._runner.server else []
+        for connection in connections:
+            if isinstance(connection, Connection) and connection.idle:
+                connection.force_close()
+        return await self._runner.app[LIFECYCLE].drain(grace)
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop when it is installed (extra `fast`), else None for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@asynccontextmanager
+async def running_server(config: Config) -> AsyncIterator[Server]:
+    """A server for `config` that listens for as long as the context lasts.
+
+    Raises `StartError` when it cannot. Leaving the context ends what still runs; call
+    `Server.drain` before to let it finish.
+    """
+    if HttpRequestParser is HttpRequestParserPy:
+        raise StartError("aiohttp is installed without its C parser, which is not safe to expose")
+    tls = _tls_context(config)
+    app = make_app(config)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
+    await runner.setup()
+    try:
+        loop = asyncio.get_running_loop()
+        uses_uvloop = type(loop).__module__.startswith("uvloop")
+        read_buffer = _READ_BUFFER_UVLOOP if uses_uvloop else _READ_BUFFER_ASYNCIO
+        manager = runner.server
+        assert manager is not None  # noqa: S101 - it exists after setup()
+
+        def connection() -> Connection:
+            return Connection(manager, loop=loop, read_bufsize=read_buffer)
+
+        listener = await loop.create_server(
+            connection, sock=_listening_socket(*config.listen_addr), ssl=tls, backlog=_BACKLOG
+        )
+        try:
+            yield Server(runner, listener, "https" if tls else "http")
+        finally:
+            listener.close()
+    finally:
+        await runner.cleanup()
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the wait."""
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with running_server(config) as server:
+        log_event(
+            _logger,
+            logging.INFO,
+            "listening",
+            url=server.address,
+            immich=config.immich_server_url or "off",
+            version=__version__,
+        )
+        await stop.wait()
+        log_event(_logger, logging.INFO, "stopping", grace_seconds=config.shutdown_grace)
+        draining = asyncio.create_task(server.drain(config.shutdown_grace))
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        unfinished = draining.result() if draining.done() else "unknown"
+        if not draining.done():
+            draining.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await draining
+    log_event(_logger, logging.INFO, "stopped", unfinished_requests=unfinished)
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; without a host one that takes IPv6 and IPv4 on every address."""
+    try:
+        if not host:
+            dual_stack = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual_stack else socket.AF_INET
+            return socket.create_server(("", port), family=family, dualstack_ipv6=dual_stack)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address, family=family)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise StartError(f"cannot listen on {host or '*'}:{port}: {reason}") from exc
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    if config.tls_cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
+    except OSError as exc:  # also ssl.SSLError
+        raise StartError(f"TLS_CERT_FILE and TLS_KEY_FILE cannot be used: {exc}") from exc
+    return context
