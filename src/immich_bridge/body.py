@@ -49,6 +49,7 @@ class IncomingBody:
     ) -> None:
         self._request = request
         self._content = request.content
+        self._loop = asyncio.get_running_loop()
         self._idle_timeout = idle_timeout
         self._limit = limit
         self._digests = digests
@@ -101,7 +102,7 @@ class IncomingBody:
         if self._ended:
             return b""
         await self._invite()
-        self._waiting_since = self._request.loop.time()
+        self._waiting_since = self._loop.time()
         try:
             piece = await self._content.readany()
         except BridgeError:
@@ -144,7 +145,7 @@ class IncomingBody:
 
     def _schedule_watch(self) -> None:
         interval = min(_WATCH_INTERVAL, self._idle_timeout / 2)
-        self._watch = self._request.loop.call_later(interval, self._look)
+        self._watch = self._loop.call_later(interval, self._look)
 
     def _look(self) -> None:
         if self._ended:
@@ -158,7 +159,7 @@ class IncomingBody:
             if transport is not None and _peer_has_closed(transport):
                 transport.abort()
                 return
-        elif self._request.loop.time() - waiting_since >= self._idle_timeout:
+        elif self._loop.time() - waiting_since >= self._idle_timeout:
             silent = RequestTimeout(f"no byte came for {self._idle_timeout:g} seconds")
             self._content.set_exception(silent)
             return
