@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from immich_bridge import __version__, logs
-from immich_bridge.config import SETTINGS, Config, ConfigError
+from immich_bridge.config import Config, ConfigError
 from immich_bridge.serve import StartError, event_loop_factory, serve
+from immich_bridge.settings import SETTINGS
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2

@@ -71,6 +71,7 @@ class _UpstreamRequest(ClientRequest):
     """
 
     exchange: _Exchange
+    _read_timeout: float | None = None
 
     async def send(self, conn: Connection) -> ClientResponse:
         protocol = conn.protocol
@@ -84,6 +85,9 @@ class _UpstreamRequest(ClientRequest):
             protocol.start_timeout()
             writer.set_eof()
         else:
+            # Immich's silence counts from the end of the body. aiohttp would count it from
+            # the last bytes that came, a `100 Continue` for one.
+            self._read_timeout, protocol.read_timeout = protocol.read_timeout, None
             if self._body.size is None:
                 writer.enable_chunking()
             task = self._writer = self.loop.create_task(self.write_bytes(writer, conn))
@@ -122,6 +126,7 @@ class _UpstreamRequest(ClientRequest):
                 raise
         else:
             if protocol is not None:
+                protocol.read_timeout = self._read_timeout
                 protocol.start_timeout()
 
 
@@ -179,6 +184,7 @@ class Upstream:
             headers = [*headers, (b"Transfer-Encoding", b"chunked")]
         line = b"%b %b%b HTTP/1.1" % (method.encode(), self.prefix, target)
         exchange = _Exchange(render_head(line, headers))
+        response: ClientResponse | None = None
         try:
             response = await self._send(method, exchange, body)
             yield response
@@ -186,7 +192,9 @@ class Upstream:
                 exchange.abort()
             response.close()
         except BaseException as exc:
-            exchange.abort()
+            # Once the response is read its connection may already serve somebody else.
+            if response is None or response.connection is not None:
+                exchange.abort()
             if isinstance(exc, ClientError | TimeoutError | OSError):
                 raise _translate(exc) from exc
             raise

@@ -89,6 +89,8 @@ async def _tunnel(request: web.Request, answer: ClientResponse) -> None:
     finally:
         to_client.stop()
         to_immich.stop()
+        # Closes gracefully: what one side sent last, a close frame, still has to arrive.
+        answer.close()
 
 
 class _Flow:
@@ -113,8 +115,10 @@ class _Flow:
             self.feed_eof()
         else:
             transport.write(data)
-            if self._sink.writing_paused and self._draining is None:
-                self._draining = asyncio.get_running_loop().create_task(self._wait_for_sink())
+            source = self._source.transport
+            if self._sink.writing_paused and self._draining is None and source is not None:
+                source.pause_reading()
+                self._draining = asyncio.get_running_loop().create_task(self._drain(source))
         return False, b""
 
     def feed_eof(self) -> None:
@@ -127,15 +131,12 @@ class _Flow:
         if self._draining is not None:
             self._draining.cancel()
 
-    async def _wait_for_sink(self) -> None:
-        source = self._source.transport
-        if source is not None:
-            source.pause_reading()
+    async def _drain(self, source: asyncio.Transport) -> None:
         try:
             await self._writer.drain()
         except ConnectionError:
             self.feed_eof()
         finally:
             self._draining = None
-            if source is not None and not source.is_closing():
+            if not source.is_closing():
                 source.resume_reading()

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from immich_bridge.errors import BadRequest
+from immich_bridge.errors import BadRequest, BridgeError
 from immich_bridge.http.client_address import peer_address
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.logs import log_event
@@ -108,7 +108,7 @@ async def linger(request: web.BaseRequest) -> None:
     content = request.content
     if transport is None:
         return
-    with suppress(TimeoutError, ConnectionError, web.RequestPayloadError, BadRequest):
+    with suppress(TimeoutError, ConnectionError, web.RequestPayloadError, BridgeError):
         async with asyncio.timeout(LINGER_SECONDS):
             discarded = 0
             while not content.is_eof() and discarded < LINGER_BYTES:
