@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from immich_bridge.backup.wing import BackupWing
 from immich_bridge.bridge.background_upload import ROUTE, BackgroundUpload
 from immich_bridge.bridge.reverse_proxy import ReverseProxy
 from immich_bridge.bridge.upstream import Upstream
@@ -21,6 +22,10 @@ def make_app(config: Config) -> web.Application:
     app = web.Application(middlewares=[request_middleware(config)])
     lifecycle = app[LIFECYCLE] = Lifecycle()
     checks: dict[str, Check | None] = {"immich": None, "database": None, "storage": None}
+    if config.backup_enabled:
+        backup = BackupWing(config)
+        backup.add_routes(app)
+        checks |= {"database": backup.check_database, "storage": backup.check_storage}
     if config.immich_server_url is not None:
         checks["immich"] = _add_bridge(app, config, lifecycle)
     else:

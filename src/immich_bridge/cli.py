@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from immich_bridge import __version__, logs
 from immich_bridge.config import Config, ConfigError
-from immich_bridge.serve import StartError, event_loop_factory, serve
+from immich_bridge.errors import StartError
+from immich_bridge.serve import event_loop_factory, serve
 from immich_bridge.settings import SETTINGS
 
 EXIT_REFUSED = 1

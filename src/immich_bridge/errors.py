@@ -22,6 +22,10 @@ class BridgeError(Exception):
         self.headers = dict(headers or {})
 
 
+class StartError(Exception):
+    """The server cannot start; the message says why in one line."""
+
+
 class BadRequest(BridgeError):
     """The request cannot be understood."""
 

@@ -16,6 +16,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from immich_bridge import __version__
 from immich_bridge.app import make_app
 from immich_bridge.config import Config
+from immich_bridge.errors import StartError
 from immich_bridge.http.connection import Connection
 from immich_bridge.http.lifecycle import LIFECYCLE
 from immich_bridge.logs import log_event
@@ -28,10 +29,6 @@ _READ_BUFFER_ASYNCIO: Final = 256 * 1024
 _READ_BUFFER_UVLOOP: Final = 64 * 1024
 _ABORT_SECONDS: Final = 1.0
 """How long requests that outlived the grace may take to clean up after their cancellation."""
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why in one line."""
 
 
 class Server:
@@ -80,8 +77,8 @@ async def running_server(config: Config) -> AsyncIterator[Server]:
     tls = _tls_context(config)
     app = make_app(config)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
-    await runner.setup()
     try:
+        await runner.setup()
         loop = asyncio.get_running_loop()
         uses_uvloop = type(loop).__module__.startswith("uvloop")
         read_buffer = _READ_BUFFER_UVLOOP if uses_uvloop else _READ_BUFFER_ASYNCIO

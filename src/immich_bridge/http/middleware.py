@@ -16,6 +16,7 @@ from immich_bridge.http.client_address import client_address
 from immich_bridge.http.connection import linger
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
+from immich_bridge.http.rate_limit import RATE_LIMIT_HEADERS
 from immich_bridge.logs import log_event, loggable_path
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
@@ -45,6 +46,7 @@ def request_middleware(config: Config) -> Middleware:
                 if not response.prepared:
                     response.headers[REQUEST_ID_HEADER] = request[REQUEST_ID]
                     response.headers["Server"] = "immich-bridge"
+                    response.headers.update(request.get(RATE_LIMIT_HEADERS, {}))
                     if not may_keep_alive(request, lifecycle):
                         response.force_close()
                 await response.prepare(request)

@@ -1,0 +1,1 @@
+"""The backup wing: from the phone to disk."""

@@ -1,0 +1,170 @@
+"""Users and their passwords (argon2id)."""
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
+
+from immich_bridge.backup.catalog import create_photos_table
+from immich_bridge.backup.database import Database, utc_now
+from immich_bridge.errors import Unauthorized
+
+# OWASP's first choice for argon2id is 46 MiB with one pass, or as here 19 MiB with two.
+_TIME_COST: Final = 2
+_MEMORY_KIB: Final = 19 * 1024
+_PARALLELISM: Final = 1
+_HASHES_AT_ONCE: Final = 2
+"""Each takes a core and 19 MiB for some 40 ms: a flood of logins must not take the server."""
+
+MIN_PASSWORD_LENGTH: Final = 8
+_MAX_PASSWORD_LENGTH: Final = 1024
+_MAX_USERNAME_LENGTH: Final = 64
+
+
+class AccountError(Exception):
+    """An account cannot be made or changed; the message says why."""
+
+
+@dataclass(frozen=True)
+class User:
+    """An account."""
+
+    id: int
+    username: str
+    created_at: str
+
+
+class Accounts:
+    """The users of the backup wing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._hasher = PasswordHasher(
+            time_cost=_TIME_COST, memory_cost=_MEMORY_KIB, parallelism=_PARALLELISM
+        )
+        self._executor = ThreadPoolExecutor(_HASHES_AT_ONCE, thread_name_prefix="argon2")
+        # Verified against when there is no such user, so that both cases take as long.
+        self._dummy_hash = self._hasher.hash("a password that nobody has")
+
+    def close(self) -> None:
+        """Let the hashing threads end."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def authenticate(self, username: str, password: str) -> User:
+        """The user with this name and password; raises `Unauthorized` for anything else."""
+        row = await self._database.read(
+            lambda db: db.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
+        )
+        stored_hash = row["password_hash"] if row else self._dummy_hash
+        loop = asyncio.get_running_loop()
+        matches = await loop.run_in_executor(self._executor, self._matches, stored_hash, password)
+        if row is None or not matches:
+            raise Unauthorized("invalid credentials")
+        if self._hasher.check_needs_rehash(stored_hash):
+            await self._store_hash(row["id"], stored_hash, await self._hash(password))
+        return _user(row)
+
+    async def create(self, username: str, password: str) -> User:
+        """Make an account; raises `AccountError`."""
+        if not 0 < len(username) <= _MAX_USERNAME_LENGTH or not username.isprintable():
+            raise AccountError(f"a username has 1 to {_MAX_USERNAME_LENGTH} printable characters")
+        if username != username.strip():
+            raise AccountError("a username neither begins nor ends with a space")
+        _check_password(password)
+        password_hash = await self._hash(password)
+
+        def insert(db: sqlite3.Connection) -> User | None:
+            if db.execute("SELECT 1 FROM users WHERE username = ?", (username,)).fetchone():
+                return None
+            now = utc_now()
+            row = db.execute(
+                "INSERT INTO users (username, password_hash, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?) RETURNING *",
+                (username, password_hash, now, now),
+            ).fetchone()
+            create_photos_table(db, row["id"])
+            return _user(row)
+
+        if (user := await self._database.write(insert)) is None:
+            raise AccountError(f"there is a user {username!r} already")
+        return user
+
+    async def all(self) -> list[User]:
+        """Every user, oldest first."""
+        rows = await self._database.read(
+            lambda db: db.execute("SELECT * FROM users ORDER BY id").fetchall()
+        )
+        return [_user(row) for row in rows]
+
+    async def find(self, username: str) -> User:
+        """The user of that name; raises `AccountError`."""
+        row = await self._database.read(
+            lambda db: db.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
+        )
+        if row is None:
+            raise AccountError(f"there is no user {username!r}")
+        return _user(row)
+
+    async def reset_password(self, username: str, password: str) -> None:
+        """Give the user a new password and end all of their tokens; raises `AccountError`."""
+        _check_password(password)
+        password_hash = await self._hash(password)
+
+        def update(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE users SET password_hash = ?, updated_at = ? WHERE username = ?",
+                (password_hash, utc_now(), username),
+            ).rowcount
+            db.execute(
+                "DELETE FROM tokens WHERE user_id = (SELECT id FROM users WHERE username = ?)",
+                (username,),
+            )
+            return changed == 1
+
+        if not await self._database.write(update):
+            raise AccountError(f"there is no user {username!r}")
+
+    async def delete(self, username: str) -> None:
+        """Remove the account and its tokens; photos and their rows stay. Raises `AccountError`."""
+        deleted = await self._database.write(
+            lambda db: db.execute("DELETE FROM users WHERE username = ?", (username,)).rowcount
+        )
+        if not deleted:
+            raise AccountError(f"there is no user {username!r}")
+
+    async def _store_hash(self, user_id: int, old_hash: str, new_hash: str) -> None:
+        # Only over the hash that was verified: the password may have been reset meanwhile.
+        await self._database.write(
+            lambda db: (
+                db.execute(
+                    "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?",
+                    (new_hash, user_id, old_hash),
+                ).rowcount
+            )
+        )
+
+    async def _hash(self, password: str) -> str:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._hasher.hash, password
+        )
+
+    def _matches(self, stored_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored_hash, password)
+        except (VerifyMismatchError, InvalidHashError):
+            return False
+
+
+def _check_password(password: str) -> None:
+    if not MIN_PASSWORD_LENGTH <= len(password) <= _MAX_PASSWORD_LENGTH:
+        raise AccountError(
+            f"a password has {MIN_PASSWORD_LENGTH} to {_MAX_PASSWORD_LENGTH} characters"
+        )
+
+
+def _user(row: sqlite3.Row) -> User:
+    return User(row["id"], row["username"], row["created_at"])

@@ -1,0 +1,168 @@
+"""Which photos a user has: raw SQL over one table a user.
+
+Every public method is one transaction and one hop to the database's thread.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Final
+
+from immich_bridge.backup.database import Database, read_sql, utc_now
+from immich_bridge.backup.naming import day_folder, file_stem
+
+_INSERT: Final = """
+    INSERT INTO {table} (local_id, creation_time, file_path, file_name, file_type,
+                         created_at, updated_at, number, file_extension)
+    VALUES (:local_id, :creation_time, :folder, :stem, :file_type,
+            :now, :now, :number, :extension)
+"""
+_NEXT_NUMBER: Final = "SELECT coalesce(max(number), 0) + 1 FROM {table} WHERE file_path = ?"
+_RECORD_FILE: Final = """
+    INSERT INTO files (user_id, local_id, extension, size, stored_at)
+    VALUES (:user_id, :local_id, :extension, :size, :now)
+    ON CONFLICT DO UPDATE SET size = excluded.size, stored_at = excluded.stored_at
+"""
+_RECORD_UPLOAD: Final = """
+    UPDATE {table} SET uploaded_extensions = :extensions, file_count = :count, updated_at = :now
+    WHERE local_id = :local_id
+"""
+
+
+def photos_table(user_id: int) -> str:
+    """The name of a user's table: the one thing that is ever put into the text of a query."""
+    return f"photos_user_{user_id:d}"
+
+
+def create_photos_table(db: sqlite3.Connection, user_id: int) -> None:
+    """Make the table of a new user, in the transaction that makes the user."""
+    db.execute(read_sql("photos_table.sql").format(table=photos_table(user_id)))
+
+
+@dataclass(frozen=True)
+class NewPhoto:
+    """A photo as a client announces it; the fields have been checked."""
+
+    local_id: str
+    creation_time: str
+    extension: str
+    file_type: str
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as the catalog knows it. `folder` is as in the API, with a final slash."""
+
+    local_id: str
+    creation_time: str
+    folder: str
+    stem: str
+    file_type: str
+    extension: str
+    uploaded_extensions: tuple[str, ...]
+
+    @property
+    def filename(self) -> str:
+        """The name that it was given when it was indexed."""
+        return f"{self.stem}.{self.extension}"
+
+
+class Catalog:
+    """The photos of all users."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def index(self, user_id: int, day: date, photos: Sequence[NewPhoto]) -> list[Photo]:
+        """Give every photo its name on `day`, the known ones the name they have.
+
+        One transaction: either all are indexed or none. Numbers run on without gap or
+        repeat, however many clients index at once.
+        """
+        table = photos_table(user_id)
+        folder = day_folder(user_id, day)
+        insert = _INSERT.format(table=table)
+
+        def work(db: sqlite3.Connection) -> list[Photo]:
+            known = _find_all(db, table, {photo.local_id for photo in photos})
+            number = db.execute(_NEXT_NUMBER.format(table=table), (folder,)).fetchone()[0]
+            now = utc_now()
+            for photo in photos:
+                if photo.local_id in known:
+                    continue
+                stem = file_stem(number)
+                db.execute(
+                    insert,
+                    {
+                        "local_id": photo.local_id,
+                        "creation_time": photo.creation_time,
+                        "folder": folder,
+                        "stem": stem,
+                        "file_type": photo.file_type,
+                        "extension": photo.extension,
+                        "number": number,
+                        "now": now,
+                    },
+                )
+                number += 1
+                known[photo.local_id] = Photo(
+                    photo.local_id,
+                    photo.creation_time,
+                    folder,
+                    stem,
+                    photo.file_type,
+                    photo.extension,
+                    (),
+                )
+            return [known[photo.local_id] for photo in photos]
+
+        return await self._database.write(work)
+
+    async def find(self, user_id: int, local_id: str) -> Photo | None:
+        """The photo of that id, or None."""
+        table = photos_table(user_id)
+        return await self._database.read(lambda db: _find_all(db, table, {local_id}).get(local_id))
+
+    async def record_upload(self, user_id: int, local_id: str, extension: str, size: int) -> None:
+        """Note that the file lies on disk, whole and for good."""
+        table = photos_table(user_id)
+
+        def work(db: sqlite3.Connection) -> None:
+            photo = _find_all(db, table, {local_id})[local_id]
+            extensions = list(photo.uploaded_extensions)
+            if extension not in extensions:
+                extensions.append(extension)
+            now = utc_now()
+            values = {"user_id": user_id, "local_id": local_id, "now": now}
+            db.execute(_RECORD_FILE, {**values, "extension": extension, "size": size})
+            db.execute(
+                _RECORD_UPLOAD.format(table=table),
+                {"extensions": json.dumps(extensions), "count": len(extensions), **values},
+            )
+
+        await self._database.write(work)
+
+
+def _find_all(db: sqlite3.Connection, table: str, local_ids: Iterable[str]) -> dict[str, Photo]:
+    """The photos of those ids that exist, by id."""
+    # One bound parameter for any number of ids: SQLite limits how many there may be.
+    rows = db.execute(
+        f"SELECT * FROM {table} WHERE local_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+        (json.dumps(list(local_ids)),),
+    )
+    return {row["local_id"]: photo_of(row) for row in rows}
+
+
+def photo_of(row: sqlite3.Row) -> Photo:
+    """The photo of a row of a photos table."""
+    return Photo(
+        row["local_id"],
+        row["creation_time"],
+        row["file_path"],
+        row["file_name"],
+        row["file_type"],
+        row["file_extension"],
+        tuple(json.loads(row["uploaded_extensions"])),
+    )

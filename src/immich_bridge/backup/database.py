@@ -1,0 +1,171 @@
+"""The SQLite file: its connections, its schema, and transactions in one thread hop.
+
+One connection writes, another reads. In WAL mode a reader is not held up by a writer, and
+the command line may work on the file while the server runs.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiosqlite
+
+from immich_bridge.errors import InternalError
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_MS: Final = 15_000
+"""How long a writer waits for another process (the command line) to finish its transaction."""
+
+_MIGRATIONS: Final = ("001_initial.sql",)
+"""The steps of the schema: step n leads to version n. A step that has landed never changes."""
+
+
+class DatabaseError(Exception):
+    """The database file cannot be used; the message says why."""
+
+
+def read_sql(name: str) -> str:
+    """The text of a file of `sql/`."""
+    return (resources.files(__package__) / "sql" / name).read_text()
+
+
+def utc_now() -> str:
+    """The time as the database writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Database:
+    """The database of the backup wing, between `open` and `close`.
+
+    `open` raises `DatabaseError` when the file is no database or of a newer schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: aiosqlite.Connection
+        self._reader: aiosqlite.Connection
+
+    async def open(self) -> None:
+        """Open the file, make it if need be, and bring its schema up to date."""
+        try:
+            await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
+            self._writer = await aiosqlite.connect(self._path, isolation_level=None)
+        except (OSError, sqlite3.Error) as exc:
+            raise DatabaseError(f"{self._path} cannot be opened: {exc}") from exc
+        try:
+            await _run(self._writer, _prepare)
+            self._reader = await aiosqlite.connect(self._path, isolation_level=None)
+        except (OSError, sqlite3.Error) as exc:
+            await self._writer.close()
+            raise DatabaseError(f"{self._path} cannot be used: {exc}") from exc
+        except BaseException:
+            await self._writer.close()
+            raise
+        await _run(self._reader, _prepare_reader)
+
+    async def close(self) -> None:
+        """Close the file; what was committed stays."""
+        await self._reader.close()
+        await self._writer.close()
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as one transaction that waits for no other: all of it or nothing.
+
+        `work` runs on the writer's thread, where one transaction follows the other; it must
+        not keep the connection. Once begun it ends also when the caller is cancelled.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            # IMMEDIATE takes the write lock at once: a transaction that begins by reading
+            # cannot get it later while another process writes.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._translated(self._writer, transaction)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, which only reads."""
+        return await self._translated(self._reader, work)
+
+    async def check(self) -> None:
+        """Return if the database answers; raise if not."""
+        await self.read(lambda connection: connection.execute("SELECT version FROM schema_version"))
+
+    async def _translated(
+        self, connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        try:
+            return await _run(connection, work)
+        except sqlite3.Error as exc:
+            raise InternalError(f"database error: {exc}") from exc
+
+
+async def _run(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run `work` on the connection's thread, in one hop for all of its statements.
+
+    aiosqlite's public methods hop to the thread and back for every statement.
+    """
+    result: T = await connection._execute(work, connection._conn)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _prepare_reader(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # A commit survives a power cut: a photo that was answered with 200 keeps its row.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _migrate(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+    row = connection.execute("SELECT version FROM schema_version").fetchone()
+    version = row["version"] if row else 0
+    if version > len(_MIGRATIONS):
+        raise DatabaseError(
+            f"the database has schema version {version}, this program knows up to "
+            f"{len(_MIGRATIONS)}: it was used by a newer release"
+        )
+    for step in _MIGRATIONS[version:]:
+        # Not executescript(), which would commit first.
+        for statement in _statements(read_sql(step)):
+            connection.execute(statement)
+    connection.execute("DELETE FROM schema_version")
+    connection.execute("INSERT INTO schema_version VALUES (?)", (len(_MIGRATIONS),))
+
+
+def _statements(script: str) -> list[str]:
+    statements, current = [], ""
+    for line in script.splitlines(keepends=True):
+        current += line
+        if sqlite3.complete_statement(current):
+            statements.append(current)
+            current = ""
+    return statements

@@ -1,0 +1,183 @@
+"""Login tokens: JWTs that count only while they are listed in the database."""
+
+import hashlib
+import os
+import secrets
+import sqlite3
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+
+from immich_bridge.backup.accounts import User
+from immich_bridge.backup.database import Database, utc_now
+
+_ALGORITHM: Final = "HS256"
+_CLAIMS: Final = ("user_id", "username", "exp", "iat", "jti")
+KEY_BYTES: Final = 32
+"""RFC 7518 3.2: a key for HS256 has 256 bits at least."""
+_MAX_TOKEN_LENGTH: Final = 4096
+
+
+class KeyFileError(Exception):
+    """The file of the signing key cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as its owner gets it; `expires_at` is RFC 3339 with the server's offset."""
+
+    text: str
+    expires_at: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a valid token says of whoever sent it."""
+
+    user_id: int
+    username: str
+
+
+class Tokens:
+    """Issues tokens, checks and revokes them."""
+
+    def __init__(self, database: Database, key: bytes, ttl: float) -> None:
+        self._database = database
+        self._key = key
+        self._ttl = ttl
+
+    async def issue(self, user: User) -> Token:
+        """A new token for `user`."""
+        claims = self._claims(user.id, user.username)
+        text = self._encode(claims)
+        await self._database.write(lambda db: _insert(db, text, claims))
+        return _token(text, claims)
+
+    async def check(self, text: str) -> Session | None:
+        """Whose token `text` is; None unless it is signed by us, alive and listed."""
+        claims = self._decode(text)
+        if claims is None:
+            return None
+
+        def work(db: sqlite3.Connection) -> bool:
+            row = db.execute(
+                "SELECT user_id FROM tokens WHERE token_hash = ? AND expires_at > ?",
+                (_hash(text), int(time.time())),
+            ).fetchone()
+            return row is not None and row["user_id"] == claims["user_id"]
+
+        if not await self._database.read(work):
+            return None
+        return Session(claims["user_id"], claims["username"])
+
+    async def refresh(self, text: str) -> Token | None:
+        """Swap a valid token for a new one. Of two refreshes of one token, one wins."""
+        old = self._decode(text)
+        if old is None:
+            return None
+        claims = self._claims(old["user_id"], old["username"])
+        new_text = self._encode(claims)
+
+        def swap(db: sqlite3.Connection) -> bool:
+            gone = db.execute(
+                "DELETE FROM tokens WHERE token_hash = ? AND user_id = ? AND expires_at > ?",
+                (_hash(text), old["user_id"], int(time.time())),
+            ).rowcount
+            if gone:
+                _insert(db, new_text, claims)
+            return gone == 1
+
+        return _token(new_text, claims) if await self._database.write(swap) else None
+
+    async def sweep(self) -> int:
+        """Forget expired tokens; how many there were."""
+        return await self._database.write(
+            lambda db: (
+                db.execute("DELETE FROM tokens WHERE expires_at <= ?", (int(time.time()),)).rowcount
+            )
+        )
+
+    def _claims(self, user_id: int, username: str) -> dict[str, Any]:
+        now = int(time.time())
+        return {
+            "user_id": user_id,
+            "username": username,
+            "iat": now,
+            "exp": now + int(self._ttl),
+            # Two tokens of one second must not be the same token.
+            "jti": secrets.token_urlsafe(16),
+        }
+
+    def _encode(self, claims: dict[str, Any]) -> str:
+        return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
+
+    def _decode(self, text: str) -> dict[str, Any] | None:
+        """The claims of a token that we signed and that has not expired."""
+        if len(text) > _MAX_TOKEN_LENGTH:
+            return None
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                text, self._key, algorithms=[_ALGORITHM], options={"require": list(_CLAIMS)}
+            )
+        except (jwt.PyJWTError, ValueError):
+            return None
+        well_typed = type(claims["user_id"]) is int and type(claims["username"]) is str
+        return claims if well_typed else None
+
+
+def load_key(secret: str | None, path: Path) -> bytes:
+    """The signing key: `secret` if there is one, else that of the file, made at first use.
+
+    Raises `KeyFileError` when the file cannot be read or holds too little.
+    """
+    if secret is not None:
+        return secret.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            _write_new_key(path)
+        key = path.read_bytes().strip()
+    except OSError as exc:
+        raise KeyFileError(f"JWT_SECRET_PATH: {path} cannot be used: {exc}") from exc
+    with suppress(ValueError):
+        key = bytes.fromhex(key.decode("ascii"))  # as we write it; other bytes count as they are
+    if len(key) < KEY_BYTES:
+        raise KeyFileError(f"JWT_SECRET_PATH: {path} holds fewer than {KEY_BYTES * 8} bits")
+    return key
+
+
+def _write_new_key(path: Path) -> None:
+    """Write a key where none is. Another process that reads sees a whole key or no file."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike a rename it never replaces another's key
+    finally:
+        temporary.unlink()
+
+
+def _insert(db: sqlite3.Connection, text: str, claims: dict[str, Any]) -> None:
+    db.execute(
+        "INSERT INTO tokens (token_hash, user_id, expires_at, created_at) VALUES (?, ?, ?, ?)",
+        (_hash(text), claims["user_id"], claims["exp"], utc_now()),
+    )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _token(text: str, claims: dict[str, Any]) -> Token:
+    expires_at = datetime.fromtimestamp(claims["exp"]).astimezone()
+    return Token(text, expires_at.isoformat(timespec="seconds"))

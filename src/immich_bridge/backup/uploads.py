@@ -1,0 +1,105 @@
+"""From received bytes to a stored photo: placed, recorded, and only then confirmed."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from immich_bridge.backup.catalog import Catalog, Photo
+from immich_bridge.backup.naming import uploaded_extension
+from immich_bridge.backup.storage import ByteSource, PendingFile, Storage
+from immich_bridge.errors import BadRequest, InternalError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an upload belongs."""
+
+    user_id: int
+    photo: Photo
+    extension: str
+
+    @property
+    def filename(self) -> str:
+        """Name of the file, with the extension of what is uploaded."""
+        return f"{self.photo.stem}.{self.extension}"
+
+    @property
+    def path(self) -> str:
+        """The file as the API names it."""
+        return self.photo.folder + self.filename
+
+
+class Uploads:
+    """Puts files into their places."""
+
+    def __init__(self, catalog: Catalog, storage: Storage) -> None:
+        self._catalog = catalog
+        self.storage = storage
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def destination(self, user_id: int, local_id: str, file_type: str) -> Destination:
+        """Where the user's photo belongs; raises `BadRequest`, or `InternalError` for no photo."""
+        if not local_id:
+            raise BadRequest("local_id is required")
+        if not file_type:
+            raise BadRequest("file_type is required")
+        photo = await self._catalog.find(user_id, local_id)
+        if photo is None:
+            # Clients of the API match this status and text.
+            raise InternalError("photo not found")
+        extension = uploaded_extension(file_type, photo.file_type, photo.extension)
+        if extension is None:
+            raise BadRequest(f"file_type is unknown: {file_type[:100]!r}")
+        return Destination(user_id, photo, extension)
+
+    async def receive(
+        self, source: ByteSource, destination: Destination | None, *, limit: int
+    ) -> PendingFile:
+        """The bytes of `source` in a temporary file, beside `destination` if it is known."""
+        folder = destination.photo.folder if destination else None
+        return await self.storage.receive(source, folder, limit=limit)
+
+    async def complete(self, pending: PendingFile, destination: Destination) -> None:
+        """Place the file and record it. When this returns, both survive a power cut.
+
+        Once begun it ends also when the client has gone: the bytes are whole, and a file
+        without its row would be neither here nor there.
+        """
+        await self.to_its_end(self._complete(pending, destination))
+
+    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` in a task that the caller's cancellation does not stop."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what `to_its_end` has begun."""
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """The lock of that name, for as long as somebody holds or awaits it."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    async def _complete(self, pending: PendingFile, destination: Destination) -> None:
+        async with pending, self.lock(destination.path):
+            # The lock keeps file and row together when two clients send the same photo.
+            taken = datetime.fromisoformat(destination.photo.creation_time)
+            await pending.place(destination.path, taken.timestamp())
+            await self._catalog.record_upload(
+                destination.user_id,
+                destination.photo.local_id,
+                destination.extension,
+                pending.size,
+            )

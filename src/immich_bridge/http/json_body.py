@@ -1,0 +1,35 @@
+"""JSON bodies of requests."""
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+from immich_bridge.body import IncomingBody
+from immich_bridge.errors import BadRequest
+
+INVALID_FORMAT = "Invalid request format"
+
+
+async def read_json_object(
+    request: web.Request, *, limit: int, idle_timeout: float
+) -> dict[str, Any]:
+    """The JSON object in the body of `request`, of `limit` bytes at most.
+
+    Raises `BadRequest` for anything else, also for text that is no Unicode: a lone
+    surrogate can be written in JSON, but neither stored nor answered.
+    """
+    with IncomingBody(request, idle_timeout=idle_timeout, limit=limit) as body:
+        text = bytearray()
+        while piece := await body.read():
+            text += piece
+    try:
+        value = json.loads(text)
+        # ASCII would hide surrogates behind escapes again.
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise BadRequest(INVALID_FORMAT) from None
+    if not isinstance(value, dict):
+        raise BadRequest(INVALID_FORMAT)
+    return value
