@@ -5,10 +5,11 @@ import asyncio
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn
 
-from immich_bridge import __version__, logs
+from immich_bridge import __version__, commands, logs
+from immich_bridge.commands import Refused
 from immich_bridge.config import Config, ConfigError
 from immich_bridge.errors import StartError
 from immich_bridge.serve import event_loop_factory, serve
@@ -16,6 +17,8 @@ from immich_bridge.settings import SETTINGS
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+
+Command = Callable[[Config, argparse.Namespace], Awaitable[None]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,38 +34,107 @@ def main(
     """Run the command line; returns the exit code (0 done, 1 refused, 2 usage)."""
     options = _parser().parse_args(arguments)
     flags = {
-        setting.name: value
+        setting.name: getattr(options, setting.field_name)
         for setting in SETTINGS
-        if setting.flag and (value := getattr(options, setting.field_name)) is not None
+        if hasattr(options, setting.field_name)
     }
     try:
         config = Config.from_mapping({**environment, **flags})
     except ConfigError as exc:
         return _complain(str(exc), EXIT_USAGE)
     logs.set_up(config.log_level, config.log_format)
+    command: Command = options.command
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(serve(config))
-    except StartError as exc:
+            runner.run(_run(command, config, options))
+    except (StartError, Refused) as exc:
         return _complain(str(exc), EXIT_REFUSED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", EXIT_REFUSED)
     return 0
 
 
+async def _run(command: Command, config: Config, options: argparse.Namespace) -> None:
+    await command(config, options)
+
+
+async def _serve(config: Config, options: argparse.Namespace) -> None:
+    await serve(config)
+
+
 def _complain(message: str, exit_code: int) -> int:
-    print(f"immich-bridge: {message}", file=sys.stderr)  # noqa: T201 - for the operator
+    print(f"immich-bridge: {message}", file=sys.stderr)
     return exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
+    settings = _settings_parser()
     parser = _Parser(
         prog="immich-bridge",
-        description="Streams raw photo uploads from iOS background jobs into Immich, "
-        "and passes everything else on to it unchanged.",
+        description="Streams raw photo uploads from iOS background jobs into Immich, passes "
+        "everything else on to it unchanged, and keeps a photo backup of its own. "
+        "Without a command it serves.",
         epilog=_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        parents=[settings],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(command=_serve)
+    groups = parser.add_subparsers(metavar="command", title="commands")
+    serving = groups.add_parser("serve", parents=[settings], help="run the server (the default)")
+    serving.set_defaults(command=_serve)
+    _add_user_commands(groups, settings)
+    _add_storage_commands(groups, settings)
+    return parser
+
+
+def _add_user_commands(groups: "argparse._SubParsersAction[_Parser]", settings: _Parser) -> None:
+    user = groups.add_parser("user", help="accounts of the photo backup")
+    actions = user.add_subparsers(metavar="action", required=True)
+
+    def add(name: str, command: Command, summary: str, *, password: bool = False) -> None:
+        action = actions.add_parser(name, parents=[settings], help=summary, description=summary)
+        action.set_defaults(command=command)
+        if name != "list":
+            action.add_argument("--username", required=True)
+        if password:
+            given = action.add_mutually_exclusive_group()
+            given.add_argument("--password", help="8 characters or more; asked for if not given")
+            given.add_argument(
+                "--password-stdin", action="store_true", help="read it from standard input"
+            )
+
+    add("create", commands.create_user, "Make an account.", password=True)
+    add("list", commands.list_users, "List the accounts.")
+    add(
+        "reset-password",
+        commands.reset_password,
+        "Set a new password and end the user's tokens.",
+        password=True,
+    )
+    add("delete", commands.delete_user, "Remove an account; its photos stay on disk.")
+
+
+def _add_storage_commands(groups: "argparse._SubParsersAction[_Parser]", settings: _Parser) -> None:
+    storage = groups.add_parser("storage", help="photos on disk and their rows")
+    actions = storage.add_subparsers(metavar="action", required=True)
+    summary = "Compare disk and database both ways."
+    check = actions.add_parser("check", parents=[settings], help=summary, description=summary)
+    check.add_argument(
+        "--repair", action="store_true", help="mend what can be mended without losing a byte"
+    )
+    check.set_defaults(command=commands.check_storage)
+    summary = "Set the time of each file to the creation time of its photo."
+    times = actions.add_parser("fix-times", parents=[settings], help=summary, description=summary)
+    times.add_argument("--user", metavar="USERNAME", help="only this user's files")
+    times.add_argument("--dry-run", action="store_true", help="only say which files would change")
+    times.set_defaults(command=commands.fix_times)
+
+
+def _settings_parser() -> _Parser:
+    """The flags that any command takes, before or after its name."""
+    parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     for setting in SETTINGS:
         if setting.flag:
             parser.add_argument(

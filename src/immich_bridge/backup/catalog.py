@@ -22,12 +22,11 @@ _INSERT: Final = """
 _NEXT_NUMBER: Final = "SELECT coalesce(max(number), 0) + 1 FROM {table} WHERE file_path = ?"
 _RECORD_FILE: Final = """
     INSERT INTO files (user_id, local_id, extension, size, stored_at)
-    VALUES (:user_id, :local_id, :extension, :size, :now)
+    VALUES (?, ?, ?, ?, ?)
     ON CONFLICT DO UPDATE SET size = excluded.size, stored_at = excluded.stored_at
 """
-_RECORD_UPLOAD: Final = """
-    UPDATE {table} SET uploaded_extensions = :extensions, file_count = :count, updated_at = :now
-    WHERE local_id = :local_id
+_SET_UPLOADED: Final = """
+    UPDATE {table} SET uploaded_extensions = ?, file_count = ?, updated_at = ? WHERE local_id = ?
 """
 
 
@@ -127,22 +126,34 @@ class Catalog:
 
     async def record_upload(self, user_id: int, local_id: str, extension: str, size: int) -> None:
         """Note that the file lies on disk, whole and for good."""
-        table = photos_table(user_id)
 
         def work(db: sqlite3.Connection) -> None:
-            photo = _find_all(db, table, {local_id})[local_id]
-            extensions = list(photo.uploaded_extensions)
-            if extension not in extensions:
-                extensions.append(extension)
-            now = utc_now()
-            values = {"user_id": user_id, "local_id": local_id, "now": now}
-            db.execute(_RECORD_FILE, {**values, "extension": extension, "size": size})
-            db.execute(
-                _RECORD_UPLOAD.format(table=table),
-                {"extensions": json.dumps(extensions), "count": len(extensions), **values},
-            )
+            record_file(db, user_id, local_id, extension, size)
+            set_uploaded(db, user_id, local_id, extension, uploaded=True)
 
         await self._database.write(work)
+
+
+def record_file(
+    db: sqlite3.Connection, user_id: int, local_id: str, extension: str, size: int
+) -> None:
+    """Note the size of a stored file, in the transaction that marks it as uploaded."""
+    db.execute(_RECORD_FILE, (user_id, local_id, extension, size, utc_now()))
+
+
+def set_uploaded(
+    db: sqlite3.Connection, user_id: int, local_id: str, extension: str, *, uploaded: bool
+) -> None:
+    """Mark one extension of a photo as uploaded or not."""
+    table = photos_table(user_id)
+    photo = _find_all(db, table, {local_id})[local_id]
+    extensions = [known for known in photo.uploaded_extensions if known != extension or uploaded]
+    if uploaded and extension not in extensions:
+        extensions.append(extension)
+    db.execute(
+        _SET_UPLOADED.format(table=table),
+        (json.dumps(extensions), len(extensions), utc_now(), local_id),
+    )
 
 
 def _find_all(db: sqlite3.Connection, table: str, local_ids: Iterable[str]) -> dict[str, Photo]:

@@ -5,6 +5,7 @@ the command line may work on the file while the server runs.
 """
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ class Database:
     async def open(self) -> None:
         """Open the file, make it if need be, and bring its schema up to date."""
         try:
-            await asyncio.to_thread(self._path.parent.mkdir, parents=True, exist_ok=True)
+            await asyncio.to_thread(_make_file, self._path)
             self._writer = await aiosqlite.connect(self._path, isolation_level=None)
         except (OSError, sqlite3.Error) as exc:
             raise DatabaseError(f"{self._path} cannot be opened: {exc}") from exc
@@ -119,6 +120,12 @@ async def _run(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connect
     """
     result: T = await connection._execute(work, connection._conn)  # type: ignore[no-untyped-call]
     return result
+
+
+def _make_file(path: Path) -> None:
+    """An empty file, for its owner alone: it holds password hashes. SQLite keeps the mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:

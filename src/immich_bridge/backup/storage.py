@@ -69,6 +69,14 @@ class Storage:
         """Where a path of the API and the database really lies."""
         return self.root / logical.removeprefix(_LOGICAL_ROOT)
 
+    def logical(self, path: Path) -> str:
+        """What the API and the database call a file of this storage."""
+        return _LOGICAL_ROOT + path.relative_to(self.root).as_posix()
+
+    def is_temporary(self, path: Path) -> bool:
+        """Whether a file is one that this module writes before it has its place."""
+        return path.match(_TEMPORARY.format("*"))
+
     async def check(self) -> None:
         """Return if a file can be written; raise if not."""
 

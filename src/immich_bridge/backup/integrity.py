@@ -1,0 +1,229 @@
+"""Disk and database compared both ways, and mended without losing a byte."""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from immich_bridge.backup.catalog import Photo, photo_of, photos_table, record_file, set_uploaded
+from immich_bridge.backup.database import Database
+from immich_bridge.backup.naming import normal_extension
+from immich_bridge.backup.storage import Storage
+
+Progress = Callable[[str, int, int | None], None]
+"""Told of long work: its name, how much is done, and of how much if that is known."""
+
+FILE_MISSING: Final = "row without its file"
+WRONG_SIZE: Final = "wrong size"
+UNKNOWN_FILE: Final = "file without its row"
+LEFT_OVER: Final = "left-over temporary file"
+
+_UNDER_WAY_SECONDS: Final = 3600
+"""A temporary file that was written to since may be of an upload under way."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    kind: str
+    path: Path
+    detail: str
+    remedy: str | None
+    """What a repair does, or did; None when only a person can tell what is right."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that the database says is there; `size` in bytes."""
+
+    user_id: int
+    photo: Photo
+    extension: str
+    size: int | None
+
+    @property
+    def logical(self) -> str:
+        """The file as the API names it."""
+        return f"{self.photo.folder}{self.photo.stem}.{self.extension}"
+
+
+class Integrity:
+    """Compares `storage` with `database`. May work while the server runs."""
+
+    def __init__(self, database: Database, storage: Storage) -> None:
+        self._database = database
+        self._storage = storage
+
+    async def check(self, *, repair: bool, progress: Progress) -> list[Finding]:
+        """Every discrepancy; with `repair`, those that have a remedy are mended.
+
+        What is removed are temporary files, nothing else. A photo whose file is missing or
+        of the wrong size is marked as not uploaded, so that its client sends it again; what
+        lies there stays until then.
+        """
+        stored = await self.stored_files()
+        findings = []
+        for number, file in enumerate(stored, 1):
+            progress("rows", number, len(stored))
+            if (finding := await self._check_row(file, repair)) is not None:
+                findings.append(finding)
+        known = {self._storage.path(file.logical) for file in stored}
+        photos = await self._database.read(_photos_by_stem)
+        for number, path in enumerate(self._files(), 1):
+            progress("files", number, None)
+            if path not in known and (finding := await self._check_file(path, photos, repair)):
+                findings.append(finding)
+        return findings
+
+    async def fix_times(
+        self, user_id: int | None, *, dry_run: bool, progress: Progress
+    ) -> list[Path]:
+        """Set the time of each file to the creation time of its photo; the files that differed."""
+        stored = await self.stored_files(user_id)
+        changed = []
+        for number, file in enumerate(stored, 1):
+            progress("files", number, len(stored))
+            path = self._storage.path(file.logical)
+            taken = datetime.fromisoformat(file.photo.creation_time).timestamp()
+            if not path.is_file() or abs(path.stat().st_mtime - taken) < 1:
+                continue
+            changed.append(path)
+            if not dry_run:
+                os.utime(path, (taken, taken))
+        return changed
+
+    async def stored_files(self, user_id: int | None = None) -> list[StoredFile]:
+        """Every file that should be on disk, of one user or of all."""
+        return await self._database.read(lambda db: _stored_files(db, user_id))
+
+    async def _check_row(self, file: StoredFile, repair: bool) -> Finding | None:
+        path = self._storage.path(file.logical)
+        if (kind := _fault(path, file.size)) is None:
+            return None
+        # A running server may have replaced the file since the row was read.
+        record = await self._record(file.user_id, file.photo, file.extension)
+        if not record.uploaded or (kind := _fault(path, record.size)) is None:
+            return None
+        if repair:
+            await self._database.write(
+                lambda db: set_uploaded(
+                    db, file.user_id, file.photo.local_id, file.extension, uploaded=False
+                )
+            )
+        detail = f"photo {file.photo.local_id!r} of user {file.user_id}"
+        if kind == WRONG_SIZE:
+            detail += f": {_size(path)} bytes, stored were {record.size}"
+        return Finding(kind, path, detail, "marked as not uploaded: its client will send it again")
+
+    async def _check_file(
+        self, path: Path, photos: dict[str, tuple[int, Photo]], repair: bool
+    ) -> Finding | None:
+        if self._storage.is_temporary(path):
+            return _check_temporary(path, repair)
+        stem, _, extension = self._storage.logical(path).rpartition(".")
+        if stem not in photos or normal_extension(extension) != extension:
+            return Finding(UNKNOWN_FILE, path, "no photo of that name was ever indexed", None)
+        user_id, photo = photos[stem]
+        record = await self._record(user_id, photo, extension)
+        if record.uploaded:
+            return None  # since the rows were read
+        detail = f"photo {photo.local_id!r} of user {user_id}"
+        if record.size not in (None, _size(path)):
+            detail += ", not what was stored: its client will send it again"
+            return Finding(UNKNOWN_FILE, path, detail, None)
+        if repair:
+            size = _size(path)
+
+            def adopt(db: sqlite3.Connection) -> None:
+                record_file(db, user_id, photo.local_id, extension, size)
+                set_uploaded(db, user_id, photo.local_id, extension, uploaded=True)
+
+            await self._database.write(adopt)
+        return Finding(UNKNOWN_FILE, path, detail, "entered into the photo's row")
+
+    async def _record(self, user_id: int, photo: Photo, extension: str) -> "_Record":
+        return await self._database.read(lambda db: _record(db, user_id, photo.local_id, extension))
+
+    def _files(self) -> Iterator[Path]:
+        for folder, folders, names in os.walk(self._storage.root):
+            folders.sort()
+            if Path(folder) == self._storage.root:
+                # Chunks of unfinished uploads are not photos yet.
+                folders[:] = [name for name in folders if name == "photo"]
+                continue
+            yield from (Path(folder) / name for name in sorted(names))
+
+
+def _check_temporary(path: Path, repair: bool) -> Finding:
+    if time.time() - path.stat().st_mtime < _UNDER_WAY_SECONDS:
+        return Finding(LEFT_OVER, path, "less than an hour old, an upload may be under way", None)
+    if repair:
+        path.unlink(missing_ok=True)
+    return Finding(LEFT_OVER, path, "of an interrupted upload", "removed")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _fault(path: Path, size: int | None) -> str | None:
+    try:
+        on_disk = path.stat().st_size
+    except FileNotFoundError:
+        return FILE_MISSING
+    return WRONG_SIZE if size is not None and on_disk != size else None
+
+
+def _tables(db: sqlite3.Connection) -> Sequence[int]:
+    """The ids of the users that have a photos table, also of those whose account is gone."""
+    names = db.execute("SELECT name FROM sqlite_master WHERE name GLOB 'photos_user_[0-9]*'")
+    return sorted(int(row["name"].rpartition("_")[2]) for row in names)
+
+
+def _photos_by_stem(db: sqlite3.Connection) -> dict[str, tuple[int, Photo]]:
+    """User and photo by the logical path without extension."""
+    photos = {}
+    for user_id in _tables(db):
+        for row in db.execute(f"SELECT * FROM {photos_table(user_id)}"):  # noqa: S608
+            photo = photo_of(row)
+            photos[photo.folder + photo.stem] = (user_id, photo)
+    return photos
+
+
+def _stored_files(db: sqlite3.Connection, only: int | None) -> list[StoredFile]:
+    sizes = {
+        (row["user_id"], row["local_id"], row["extension"]): row["size"]
+        for row in db.execute("SELECT * FROM files")
+    }
+    return [
+        StoredFile(user_id, photo, extension, sizes.get((user_id, photo.local_id, extension)))
+        for user_id, photo in _photos_by_stem(db).values()
+        if only in (None, user_id)
+        for extension in photo.uploaded_extensions
+    ]
+
+
+@dataclass(frozen=True)
+class _Record:
+    uploaded: bool
+    size: int | None
+
+
+def _record(db: sqlite3.Connection, user_id: int, local_id: str, extension: str) -> _Record:
+    """What the database knows of one file at this moment."""
+    photo = db.execute(
+        f"SELECT uploaded_extensions FROM {photos_table(user_id)} WHERE local_id = ?",  # noqa: S608
+        (local_id,),
+    ).fetchone()
+    file = db.execute(
+        "SELECT size FROM files WHERE user_id = ? AND local_id = ? AND extension = ?",
+        (user_id, local_id, extension),
+    ).fetchone()
+    uploaded = photo is not None and extension in json.loads(photo["uploaded_extensions"])
+    return _Record(uploaded, file["size"] if file else None)
