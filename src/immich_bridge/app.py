@@ -33,8 +33,10 @@ def make_app(config: Config) -> web.Application:
     required = {"database", "storage"}
     if config.ready_requires_immich:
         required.add("immich")
-    add_route(app, "GET", "/health", health)
-    add_route(app, "GET", "/ready", Readiness(lifecycle, checks, frozenset(required)).handle)
+    readiness = Readiness(lifecycle, checks, frozenset(required))
+    for method in ("GET", "HEAD"):
+        add_route(app, method, "/health", health)
+        add_route(app, method, "/ready", readiness.handle)
     return app
 
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
 from typing import Final
 from uuid import uuid4
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
-from immich_bridge.errors import BadRequest, BridgeError
+from immich_bridge.errors import BadRequest, BridgeError, MethodNotAllowed
 from immich_bridge.http.client_address import peer_address
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.logs import log_event
@@ -57,7 +59,7 @@ class Connection(web.RequestHandler):
         if self._messages and request is not None and not request.content.is_eof():
             error = getattr(self._messages[-1][0], "exc", None)
             if error is not None:
-                request.content.set_exception(BadRequest(_one_line(str(error))))
+                request.content.set_exception(BadRequest(_reason(error)))
 
     def handle_error(
         self,
@@ -71,7 +73,9 @@ class Connection(web.RequestHandler):
             raise exc  # the client has gone, and `start` ends the connection
         if status != BadRequest.status:
             raise ConnectionResetError("no answer is possible") from exc
-        response = error_answer(BadRequest(_one_line(message or str(exc))))
+        request._version = HttpVersion11  # nothing was parsed; aiohttp answers as HTTP/1.0
+        reason = _reason(exc)
+        response = error_answer(BadRequest(reason))
         request_id = response.headers["X-Request-Id"] = uuid4().hex
         response.headers["Server"] = "immich-bridge"
         response.force_close()
@@ -81,7 +85,7 @@ class Connection(web.RequestHandler):
             "malformed request",
             client=peer_address(request),
             status=response.status,
-            reason=_one_line(message or str(exc)),
+            reason=reason,
             request_id=request_id,
         )
         return response
@@ -92,9 +96,25 @@ class Connection(web.RequestHandler):
         return self._waiter is not None and not self._messages
 
 
-def _one_line(message: str) -> str:
-    """The first line of one of the parser's messages: the others quote the client's bytes."""
-    return message.strip().splitlines()[0].rstrip(":") if message.strip() else "malformed request"
+def _reason(error: BaseException | None) -> str:
+    """What the parser found wrong, without the client's bytes, which may hold a key."""
+    if isinstance(error, InvalidURLError):
+        return "Malformed request target"
+    text = error.message if isinstance(error, HttpProcessingError) else ""
+    return re.split(r"[:\n]", text, maxsplit=1)[0].strip() or "Malformed request"
+
+
+def check_framing(request: web.BaseRequest) -> None:
+    """Raise unless the length of the body means the same to us and to whoever comes next.
+
+    The parser takes any list of transfer codings that ends in `chunked`, and undoes that
+    one alone: the rest would be passed on as if it were the content (RFC 9112 6.1).
+    """
+    if request.method == "CONNECT":
+        raise MethodNotAllowed(request.method, "any method but CONNECT")
+    codings = ",".join(request.headers.getall("Transfer-Encoding", ())).strip().lower()
+    if codings and (codings != "chunked" or request.version < HttpVersion11):
+        raise BadRequest("Transfer-Encoding may only be chunked, and only in HTTP/1.1")
 
 
 async def linger(request: web.BaseRequest) -> None:

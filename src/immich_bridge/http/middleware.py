@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 from immich_bridge.config import Config
 from immich_bridge.errors import BridgeError, ClientGone, InternalError, MethodNotAllowed, NotFound
 from immich_bridge.http.client_address import client_address
-from immich_bridge.http.connection import linger
+from immich_bridge.http.connection import check_framing, linger
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
 from immich_bridge.http.rate_limit import RATE_LIMIT_HEADERS
@@ -64,6 +64,13 @@ def request_middleware(config: Config) -> Middleware:
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        check_framing(request)
+    except BridgeError as exc:
+        request[OUTCOME] = exc.message
+        response = error_answer(exc)
+        response.force_close()  # where the next request begins is not certain
+        return response
     try:
         return await handler(request)
     except ClientGone as exc:
