@@ -10,7 +10,7 @@ from aiohttp.http import StreamWriter
 
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, render_head, without
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
-from immich_bridge.http.middleware import OUTCOME, REQUEST_ID, REQUEST_ID_HEADER
+from immich_bridge.http.middleware import OUTCOME, REQUEST_ID, REQUEST_ID_HEADER, SENT_STATUS
 
 _logger = logging.getLogger("immich_bridge.bridge")
 
@@ -51,6 +51,7 @@ class RelayedResponse(web.StreamResponse):
         elif request.version == HttpVersion10:
             framing.append((b"Connection", b"keep-alive"))
         self._keep_alive = keep_alive
+        request[SENT_STATUS] = self.status
         line = f"HTTP/1.1 {self.status} {self.reason}".encode("utf-8", "surrogateescape")
         assert isinstance(writer, StreamWriter)  # noqa: S101 - narrows the type
         writer._headers_buf = render_head(line, [*self._raw_headers, *framing])

@@ -1,6 +1,7 @@
 """The way to Immich: pooled connections, heads byte for byte, faults in our own words."""
 
 import asyncio
+import functools
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from aiohttp import (
     ClientError,
     ClientHandlerType,
     ClientOSError,
+    ClientPayloadError,
     ClientRequest,
     ClientResponse,
     ClientSession,
@@ -25,7 +27,9 @@ from aiohttp import (
     TCPConnector,
 )
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.http import StreamWriter
 from yarl import URL
 
@@ -48,6 +52,7 @@ class _Exchange:
 
     def __init__(self, head: bytes) -> None:
         self.head = head
+        self.pump: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport | None = None
         self.body_error: Exception | None = None
 
@@ -61,6 +66,35 @@ class _Exchange:
         """Cut the connection: what Immich has of the request stays incomplete for good."""
         if self.transport is not None:
             self.transport.abort()
+
+    async def let_go_of_body(self) -> None:
+        """Return once nothing reads the body any more, so that somebody else may."""
+        if self.pump is not None and not self.pump.done():
+            self.pump.cancel()
+            await asyncio.wait({self.pump})
+
+
+class _Protocol(ResponseHandler):
+    """The client's end of a connection, whose answers notice when they are broken off.
+
+    aiohttp has the reader of a body wait for ever once its chunks are garbage, and takes a
+    reset for the proper end of a body that ends with the connection.
+    """
+
+    def set_exception(
+        self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL
+    ) -> None:
+        self._break_body_off(exc)
+        super().set_exception(exc, exc_cause)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._break_body_off(exc)
+        super().connection_lost(exc)
+
+    def _break_body_off(self, exc: BaseException) -> None:
+        if self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(ClientPayloadError("the answer was broken off"), exc)
 
 
 class _UpstreamRequest(ClientRequest):
@@ -91,6 +125,7 @@ class _UpstreamRequest(ClientRequest):
             if self._body.size is None:
                 writer.enable_chunking()
             task = self._writer = self.loop.create_task(self.write_bytes(writer, conn))
+            self.exchange.pump = task
         return self.response_class(
             self.method,
             self.original_url,
@@ -182,7 +217,8 @@ class Upstream:
         """
         if body is not None and body.size is None:
             headers = [*headers, (b"Transfer-Encoding", b"chunked")]
-        line = b"%b %b%b HTTP/1.1" % (method.encode(), self.prefix, target)
+        prefix = b"" if target == b"*" else self.prefix  # concerns the server as a whole
+        line = b"%b %b%b HTTP/1.1" % (method.encode(), prefix, target)
         exchange = _Exchange(render_head(line, headers))
         response: ClientResponse | None = None
         try:
@@ -198,6 +234,8 @@ class Upstream:
             if isinstance(exc, ClientError | TimeoutError | OSError):
                 raise _translate(exc) from exc
             raise
+        finally:
+            await exchange.let_go_of_body()
 
     async def ping(self) -> None:
         """Return if Immich answers its own liveness route; raise an error that says why not."""
@@ -243,13 +281,15 @@ class Upstream:
 
     def _session(self, **pooling: Any) -> ClientSession:
         ca_file = self._config.immich_ca_file
+        connector = TCPConnector(
+            limit=0,
+            limit_per_host=0,
+            ssl=ssl.create_default_context(cafile=ca_file) if ca_file else True,
+            **pooling,
+        )
+        connector._factory = functools.partial(_Protocol, loop=asyncio.get_running_loop())
         session = ClientSession(
-            connector=TCPConnector(
-                limit=0,
-                limit_per_host=0,
-                ssl=ssl.create_default_context(cafile=ca_file) if ca_file else True,
-                **pooling,
-            ),
+            connector=connector,
             request_class=_UpstreamRequest,
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,

@@ -14,7 +14,7 @@ from aiohttp.http import StreamWriter
 from immich_bridge.bridge.headers import RawHeaders, end_to_end
 from immich_bridge.bridge.relay import RelayedResponse, relay
 from immich_bridge.bridge.upstream import Upstream
-from immich_bridge.http.middleware import REQUEST_ID, REQUEST_ID_HEADER
+from immich_bridge.http.middleware import BYTES_IN, REQUEST_ID, REQUEST_ID_HEADER
 
 # `Upgrade` and `Connection` concern one connection each (RFC 9110 7.8), so they are made anew.
 UPGRADE_HEADERS: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
@@ -55,6 +55,7 @@ class WebSocketProxy:
             )
             await response.prepare(request)
             await response.flush_head()
+            response.force_close()  # what comes after the tunnel is no HTTP
             transport = request.transport
             if transport is None:
                 raise ConnectionResetError("the client left during the handshake")
@@ -89,6 +90,8 @@ async def _tunnel(request: web.Request, answer: ClientResponse) -> None:
     finally:
         to_client.stop()
         to_immich.stop()
+        request[BYTES_IN] = to_immich.moved
+        request.writer.output_size += to_client.moved
         # Closes gracefully: what one side sent last, a close frame, still has to arrive.
         answer.close()
 
@@ -107,6 +110,8 @@ class _Flow:
         self._ended = ended
         self._writer = StreamWriter(sink, asyncio.get_running_loop())
         self._draining: asyncio.Task[None] | None = None
+        self.moved = 0
+        """Bytes that went this way."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Take what the source sent; `(False, b"")`: there is more to come, none is left."""
@@ -115,6 +120,7 @@ class _Flow:
             self.feed_eof()
         else:
             transport.write(data)
+            self.moved += len(data)
             source = self._source.transport
             if self._sink.writing_paused and self._draining is None and source is not None:
                 source.pause_reading()

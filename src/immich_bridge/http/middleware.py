@@ -24,6 +24,11 @@ REQUEST_ID_HEADER: Final = "X-Request-Id"
 OUTCOME: web.RequestKey[str] = web.RequestKey("outcome", str)
 """What became of the request where its status alone does not tell: a word for the log."""
 
+SENT_STATUS: web.RequestKey[int] = web.RequestKey("sent_status", int)
+"""Status of an answer whose head is on its way while the handler still runs."""
+BYTES_IN: web.RequestKey[int] = web.RequestKey("bytes_in", int)
+"""Bytes that came in after an upgrade, past the body of the request."""
+
 _access_logger = logging.getLogger("immich_bridge.access")
 _error_logger = logging.getLogger("immich_bridge.errors")
 
@@ -53,7 +58,8 @@ def request_middleware(config: Config) -> Middleware:
                 await response.write_eof()
             except (ConnectionError, asyncio.CancelledError):
                 # Cancelled, or unable to write: in both cases the client has gone.
-                _log_access(request, config, ClientGone.status, started, ClientGone.code)
+                status = request.get(SENT_STATUS, ClientGone.status)
+                _log_access(request, config, status, started, ClientGone.code)
                 raise
             _log_access(request, config, response.status, started, request.get(OUTCOME))
         if not request.content.is_eof():
@@ -112,7 +118,7 @@ def _log_access(
         method=request.method,
         path=loggable_path(request.raw_path),
         status=status,
-        bytes_in=request.content.total_bytes,
+        bytes_in=request.get(BYTES_IN, request.content.total_bytes),
         bytes_out=request.writer.output_size,
         duration_ms=round((time.monotonic() - started) * 1000, 1),
         request_id=request[REQUEST_ID],
