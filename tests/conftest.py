@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from immich_standin import StandIn
-from wire import PATIENCE
 
 from immich_bridge.config import Config
 from immich_bridge.serve import Server, running_server
+from immich_standin import StandIn
+from wire import PATIENCE
 
 TEST_SETTINGS = {"LISTEN_ADDR": "127.0.0.1:0", "BACKUP_ENABLED": "false"}
 

@@ -10,6 +10,7 @@ import re
 import time
 from typing import Any, Final
 
+_ORIGIN: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _RESERVED_PATH_PARTS: Final = re.compile(r"^(/(?:share|s)/)[^/]+")
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _MAX_PATH_LENGTH: Final = 300
@@ -20,10 +21,11 @@ def loggable_path(target: str) -> str:
     """The path of a request target, fit for a log line.
 
     The query is left out, since Immich takes keys in it (`?apiKey=`, `?key=`); so is the
-    key of a shared link, which is part of the path. What is not printable ASCII is escaped,
-    so that a request cannot forge a line.
+    key of a shared link, which is part of the path, and what precedes the path of an absolute
+    target, which may hold a password. What is not printable ASCII is escaped, so that a
+    request cannot forge a line.
     """
-    path = re.split(r"[?#]", target, maxsplit=1)[0]
+    path = _ORIGIN.sub("", re.split(r"[?#]", target, maxsplit=1)[0])
     path = _RESERVED_PATH_PARTS.sub(r"\1***", path)
     path = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
     return path if len(path) <= _MAX_PATH_LENGTH else path[:_MAX_PATH_LENGTH] + "..."

@@ -12,6 +12,7 @@ from typing import Final
 
 from immich_bridge.backup.database import Database, read_sql, utc_now
 from immich_bridge.backup.naming import day_folder, file_stem
+from immich_bridge.errors import InternalError
 
 _INSERT: Final = """
     INSERT INTO {table} (local_id, creation_time, file_path, file_name, file_type,
@@ -117,7 +118,10 @@ class Catalog:
                 )
             return [known[photo.local_id] for photo in photos]
 
-        return await self._database.write(work)
+        try:
+            return await self._database.write(work)
+        except InternalError as exc:
+            raise InternalError(f"failed to create photo record: {exc.message}") from exc
 
     async def find(self, user_id: int, local_id: str) -> Photo | None:
         """The photo of that id, or None."""

@@ -9,6 +9,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, render_head, without
+from immich_bridge.errors import BadGateway
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
 from immich_bridge.http.middleware import OUTCOME, REQUEST_ID, REQUEST_ID_HEADER, SENT_STATUS
 
@@ -75,6 +76,9 @@ async def relay(
     An answer that breaks off at Immich breaks off at the client too: a proper end would
     pass it off as whole.
     """
+    if upstream.status == 101:
+        # To the client everything behind it would be the answer to its next request.
+        raise BadGateway("Immich switched protocols, which nobody asked for")
     headers = [
         *without(end_to_end(upstream.raw_headers), _OURS),
         *extra_headers,

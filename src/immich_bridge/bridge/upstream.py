@@ -81,9 +81,7 @@ class _Protocol(ResponseHandler):
     reset for the proper end of a body that ends with the connection.
     """
 
-    def set_exception(
-        self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL
-    ) -> None:
+    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
         self._break_body_off(exc)
         super().set_exception(exc, exc_cause)
 
@@ -287,7 +285,8 @@ class Upstream:
             ssl=ssl.create_default_context(cafile=ca_file) if ca_file else True,
             **pooling,
         )
-        connector._factory = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        protocol = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
         session = ClientSession(
             connector=connector,
             request_class=_UpstreamRequest,

@@ -22,7 +22,9 @@ UPGRADE_HEADERS: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"
 
 def asks_for_websocket(request: web.Request) -> bool:
     """Whether `request` is the client's half of a WebSocket handshake (RFC 6455 4.1)."""
-    if request.headers.get("Upgrade", "").lower() != "websocket" or request.body_exists:
+    if request.method != "GET" or request.body_exists:
+        return False
+    if request.headers.get("Upgrade", "").lower() != "websocket":
         return False
     options = ",".join(request.headers.getall("Connection", ())).lower().split(",")
     return "upgrade" in (option.strip() for option in options)

@@ -10,7 +10,7 @@ from uuid import uuid4
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
-from immich_bridge.errors import BadRequest, BridgeError, MethodNotAllowed
+from immich_bridge.errors import BadRequest, BridgeError, NotImplementedHere
 from immich_bridge.http.client_address import peer_address
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.logs import log_event
@@ -111,7 +111,7 @@ def check_framing(request: web.BaseRequest) -> None:
     one alone: the rest would be passed on as if it were the content (RFC 9112 6.1).
     """
     if request.method == "CONNECT":
-        raise MethodNotAllowed(request.method, "any method but CONNECT")
+        raise NotImplementedHere("CONNECT asks for a tunnel, and none is offered here")
     codings = ",".join(request.headers.getall("Transfer-Encoding", ())).strip().lower()
     if codings and (codings != "chunked" or request.version < HttpVersion11):
         raise BadRequest("Transfer-Encoding may only be chunked, and only in HTTP/1.1")

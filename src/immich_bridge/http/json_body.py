@@ -24,8 +24,7 @@ async def read_json_object(
         while piece := await body.read():
             text += piece
     try:
-        value = json.loads(text)
-        # ASCII would hide surrogates behind escapes again.
+        value = json.loads(text.decode())  # RFC 8259 8.1: UTF-8 and nothing else
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):

@@ -1,0 +1,55 @@
+"""The log as an operator reads it: lines of text, written by the bridge's own formatters."""
+
+import asyncio
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from immich_bridge import logs
+from wire import PATIENCE
+
+
+class WrittenLog(io.StringIO):
+    """What was written so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self._written.set()
+        return super().write(text)
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines, without the line ends."""
+        return self.getvalue().splitlines()
+
+    async def wait_for(self, part: str) -> str:
+        """The first line with `part` in it, now or later."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for line in self.lines:
+                    if part in line:
+                        return line
+                self._written.clear()
+                await self._written.wait()
+
+
+@contextmanager
+def written_log(log_format: str = "text", level: str = "info") -> Iterator[WrittenLog]:
+    """Set logging up as the bridge does, and keep what it writes."""
+    root = logging.getLogger()
+    handlers_before, level_before = root.handlers, root.level
+    root.handlers = []
+    try:
+        logs.set_up(level, log_format)
+        log = WrittenLog()
+        (handler,) = root.handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.setStream(log)
+        yield log
+    finally:
+        root.handlers = handlers_before
+        root.setLevel(level_before)
