@@ -71,9 +71,12 @@ def _parser() -> _Parser:
     settings = _settings_parser()
     parser = _Parser(
         prog="immich-bridge",
-        description="Streams raw photo uploads from iOS background jobs into Immich, passes "
-        "everything else on to it unchanged, and keeps a photo backup of its own. "
-        "Without a command it serves.",
+        description=textwrap.fill(
+            "Streams raw photo uploads from iOS background jobs into Immich, passes everything "
+            "else on to it unchanged, and keeps a photo backup of its own. Without a command it "
+            "serves.",
+            96,
+        ),
         epilog=_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -59,7 +59,7 @@ class Config:
                 text = setting.default
             try:
                 parsed[setting.field_name] = setting.parse(text)
-            except ValueError:
+            except (ValueError, OverflowError):
                 # A key, or a URL with a password in it, is not for the log.
                 secret = setting.name == "JWT_SECRET" or "@" in text
                 shown = "the value given" if secret else repr(text)

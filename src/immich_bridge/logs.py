@@ -11,7 +11,7 @@ import time
 from typing import Any, Final
 
 _ORIGIN: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
-_RESERVED_PATH_PARTS: Final = re.compile(r"^(/(?:share|s)/)[^/]+")
+_RESERVED_PATH_PARTS: Final = re.compile(r"^(/+(?:share|s)/+)[^/]+")
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _MAX_PATH_LENGTH: Final = 300
 _NEEDS_QUOTES: Final = re.compile(r'[\s"=]|^$')

@@ -56,9 +56,7 @@ class Accounts:
 
     async def authenticate(self, username: str, password: str) -> User:
         """The user with this name and password; raises `Unauthorized` for anything else."""
-        row = await self._database.read(
-            lambda db: db.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
-        )
+        row = await self._row(username)
         stored_hash = row["password_hash"] if row else self._dummy_hash
         loop = asyncio.get_running_loop()
         matches = await loop.run_in_executor(self._executor, self._matches, stored_hash, password)
@@ -66,7 +64,11 @@ class Accounts:
             raise Unauthorized("invalid credentials")
         if self._hasher.check_needs_rehash(stored_hash):
             await self._store_hash(row["id"], stored_hash, await self._hash(password))
-        return _user(row)
+        elif await self._row(username) == row:
+            return _user(row)
+        # Another hash stands there by now: a better one of this password, or that of a
+        # password which was set while this one waited for its turn.
+        return await self.authenticate(username, password)
 
     async def create(self, username: str, password: str) -> User:
         """Make an account; raises `AccountError`."""
@@ -102,9 +104,7 @@ class Accounts:
 
     async def find(self, username: str) -> User:
         """The user of that name; raises `AccountError`."""
-        row = await self._database.read(
-            lambda db: db.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
-        )
+        row = await self._row(username)
         if row is None:
             raise AccountError(f"there is no user {username!r}")
         return _user(row)
@@ -136,6 +136,11 @@ class Accounts:
         if not deleted:
             raise AccountError(f"there is no user {username!r}")
 
+    async def _row(self, username: str) -> sqlite3.Row | None:
+        return await self._database.read(
+            lambda db: db.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
+        )
+
     async def _store_hash(self, user_id: int, old_hash: str, new_hash: str) -> None:
         # Only over the hash that was verified: the password may have been reset meanwhile.
         await self._database.write(
@@ -164,6 +169,11 @@ def _check_password(password: str) -> None:
         raise AccountError(
             f"a password has {MIN_PASSWORD_LENGTH} to {_MAX_PASSWORD_LENGTH} characters"
         )
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        # An argument in another encoding than the locale's; no client could ever send it.
+        raise AccountError("a password is text in the encoding of the locale") from None
 
 
 def _user(row: sqlite3.Row) -> User:

@@ -21,6 +21,8 @@ _CLAIMS: Final = ("user_id", "username", "exp", "iat", "jti")
 KEY_BYTES: Final = 32
 """RFC 7518 3.2: a key for HS256 has 256 bits at least."""
 _MAX_TOKEN_LENGTH: Final = 4096
+_MAX_USER_ID: Final = (1 << 63) - 1
+"""SQLite's largest integer: of larger ones it cannot be asked."""
 
 
 class KeyFileError(Exception):
@@ -126,8 +128,9 @@ class Tokens:
             )
         except (jwt.PyJWTError, ValueError):
             return None
-        well_typed = type(claims["user_id"]) is int and type(claims["username"]) is str
-        return claims if well_typed else None
+        user_id, username = claims["user_id"], claims["username"]
+        well_typed = type(user_id) is int and type(username) is str
+        return claims if well_typed and 0 < user_id <= _MAX_USER_ID else None
 
 
 def load_key(secret: str | None, path: Path) -> bytes:
@@ -141,9 +144,11 @@ def load_key(secret: str | None, path: Path) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             _write_new_key(path)
-        key = path.read_bytes().strip()
+        key = path.read_bytes()
     except OSError as exc:
         raise KeyFileError(f"JWT_SECRET_PATH: {path} cannot be used: {exc}") from exc
+    if key.isascii():
+        key = key.strip()  # text ends with a newline; of random bytes each one counts
     with suppress(ValueError):
         key = bytes.fromhex(key.decode("ascii"))  # as we write it; other bytes count as they are
     if len(key) < KEY_BYTES:

@@ -77,13 +77,18 @@ class Uploads:
         """Run `work` in a task that the caller's cancellation does not stop."""
         task = asyncio.create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Wait for what `to_its_end` has begun."""
         if self._running:
             await asyncio.wait(self._running)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; if the client has gone, nobody needs it
 
     def lock(self, name: str) -> asyncio.Lock:
         """The lock of that name, for as long as somebody holds or awaits it."""

@@ -5,6 +5,7 @@ import functools
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from yarl import URL
 
 from immich_bridge.bridge.headers import RawHeaders, render_head
 from immich_bridge.config import Config
-from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, Unavailable
+from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, StartError, Unavailable
 
 # Immich closes idle connections after 5 to 6 seconds; ours are gone before.
 _KEEPALIVE_SECONDS: Final = 4.0
@@ -278,13 +279,8 @@ class Upstream:
             raise
 
     def _session(self, **pooling: Any) -> ClientSession:
-        ca_file = self._config.immich_ca_file
-        connector = TCPConnector(
-            limit=0,
-            limit_per_host=0,
-            ssl=ssl.create_default_context(cafile=ca_file) if ca_file else True,
-            **pooling,
-        )
+        tls = _tls_context(self._config.immich_ca_file)
+        connector = TCPConnector(limit=0, limit_per_host=0, ssl=tls, **pooling)
         protocol = functools.partial(_Protocol, loop=asyncio.get_running_loop())
         connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
         session = ClientSession(
@@ -304,6 +300,13 @@ class Upstream:
         )
         session._retry_connection = False  # `_send` knows better what may be repeated
         return session
+
+
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
+    try:
+        return ssl.create_default_context(cafile=ca_file) if ca_file else True
+    except OSError as exc:  # also ssl.SSLError
+        raise StartError(f"IMMICH_CA_FILE cannot be used: {exc}") from exc
 
 
 def _translate(exc: Exception) -> BridgeError:

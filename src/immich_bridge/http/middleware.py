@@ -34,7 +34,7 @@ _error_logger = logging.getLogger("immich_bridge.errors")
 
 # An id goes into log lines and headers as it is.
 _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@~-]{1,128}")
-_UNLOGGED_PATHS: Final = frozenset({"/health"})
+_UNLOGGED: Final = frozenset({("GET", "/health"), ("HEAD", "/health")})
 
 
 def request_middleware(config: Config) -> Middleware:
@@ -108,7 +108,9 @@ def _request_id(request: web.Request) -> str:
 def _log_access(
     request: web.Request, config: Config, status: int, started: float, outcome: str | None
 ) -> None:
-    if not _access_logger.isEnabledFor(logging.INFO) or request.raw_path in _UNLOGGED_PATHS:
+    if not _access_logger.isEnabledFor(logging.INFO):
+        return
+    if (request.method, request.raw_path) in _UNLOGGED:
         return
     log_event(
         _access_logger,
