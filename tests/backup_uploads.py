@@ -1,7 +1,7 @@
 """Uploads on the three routes as bytes on a wire, and all that they leave on disk."""
 
 import asyncio
-import itertools
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,8 +33,8 @@ StartServerProcess = Callable[..., Awaitable[ServerProcess]]
 
 def pattern(size: int, seed: int = 0) -> bytes:
     """`size` bytes in which every stretch tells where it belongs, so that no loss goes unseen."""
-    numbers = itertools.count(seed << 32)
-    return b"".join(next(numbers).to_bytes(8) for _ in range(size // 8 + 1))[:size]
+    first = seed << 32
+    return array("Q", range(first, first + size // 8 + 1)).tobytes()[:size]
 
 
 def upload_request(
@@ -100,6 +100,16 @@ async def begun(
         yield peer
 
 
+async def answer_to(url: str, *request: bytes) -> Answer:
+    """The answer to a request, also one that comes before the whole of it was read."""
+    async with connect(url) as peer:
+        for piece in request:
+            peer.writer.write(piece)
+        answer = Answer(await peer.read_answer("POST"))
+        peer.reset()  # what is still to be sent need not be
+        return answer
+
+
 async def index(api: Api, *local_ids: str, **fields: object) -> list[str]:
     """Index photos on `DAY`; their names."""
     answer = await api.index(DAY, [photo(local_id, **fields) for local_id in local_ids])
@@ -119,3 +129,10 @@ def on_disk(storage_dir: Path) -> dict[str, bytes]:
 def numbers(filenames: Iterable[str]) -> list[int]:
     """The numbers in names such as `IMG_0001.jpg`."""
     return [int(name.removeprefix("IMG_").partition(".")[0]) for name in filenames]
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes of memory that a process ever had at once (VmHWM of Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

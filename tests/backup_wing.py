@@ -1,21 +1,43 @@
 """The backup wing from outside: a client of its API, its settings, and a look into its file."""
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
+from immich_bridge.backup.accounts import User
+from immich_bridge.serve import Server
 from wire import Message, fetch
+
+USERNAME = "admin"
+PASSWORD = "SecurePassword123"
+"""The user of the API document, and of the fixtures of `backup/conftest.py`."""
 
 BOUNDARY = "a-boundary-that-no-photo-holds"
 
 Header = tuple[str, str]
 Part = tuple[str, str | bytes, str | None]
 """Name, content and, for a file, its name."""
+
+
+class ServerProcess(Protocol):
+    """A server as a process of its own."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    log: list[str]
+
+
+StartBackup = Callable[..., Awaitable[Server]]
+StartBackupProcess = Callable[..., Awaitable[ServerProcess]]
+MakeUser = Callable[[str, str], Awaitable[User]]
+Login = Callable[[Server, str, str], Awaitable[str]]
+"""What the fixtures of the same names are."""
 
 
 def settings_in(folder: Path) -> dict[str, str]:

@@ -164,6 +164,11 @@ _MAGIC: Final = (
     (b"\x06\x0e\x2b\x34\x02\x05\x01\x01", "mxf"),
 )
 _DNG_VERSION_TAG: Final = 0xC612
+# Editors put a byte order mark, a declaration, a comment and a document type before the root.
+_SVG: Final = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]",
+    re.DOTALL,
+)
 
 
 def extension_of(filename: str) -> str | None:
@@ -263,6 +268,6 @@ def _sniff_rest(first: bytes) -> str | None:
         return "ts"
     if len(first) > 196 and first[4] == first[196] == 0x47:
         return "m2ts"
-    if re.match(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]", first):
+    if _SVG.match(first):
         return "svg"
     return None

@@ -2,21 +2,23 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from backup_wing import Api, settings_in
 
+from backup_wing import (
+    PASSWORD,
+    USERNAME,
+    Api,
+    Login,
+    MakeUser,
+    ServerProcess,
+    StartBackup,
+    StartBackupProcess,
+    settings_in,
+)
 from immich_bridge.backup.accounts import Accounts, User
 from immich_bridge.backup.database import Database
 from immich_bridge.serve import Server
-
-USERNAME = "admin"
-PASSWORD = "SecurePassword123"  # of the API document
-
-StartBackup = Callable[..., Awaitable[Server]]
-MakeUser = Callable[[str, str], Awaitable[User]]
-Login = Callable[[Server, str, str], Awaitable[str]]
 
 
 @pytest.fixture
@@ -51,11 +53,11 @@ def start_backup(
 
 @pytest.fixture
 def start_backup_process(
-    start_process: Callable[..., Awaitable[Any]], backup_settings: dict[str, str]
-) -> Callable[..., Awaitable[Any]]:
+    start_process: StartBackupProcess, backup_settings: dict[str, str]
+) -> StartBackupProcess:
     """Start backup servers as processes: `await start_backup_process(SETTING="value", ...)`."""
 
-    async def start(**settings: str) -> Any:
+    async def start(**settings: str) -> ServerProcess:
         return await start_process(**{**backup_settings, **settings})
 
     return start

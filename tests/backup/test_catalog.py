@@ -404,7 +404,7 @@ async def test_a_field_that_is_missing_or_no_text(field: str, api: Api, db_path:
     without = photo("bad")
     del without[field]
     values: list[object] = [None, "", 1, 1.5, True, [], ["x"], {}, {"a": "b"}]
-    for bad in (without, *(photo(**{"local_id": "bad", field: value}) for value in values)):
+    for bad in (without, *({**photo("bad"), field: value} for value in values)):
         answer = await api.index(DAY, [photo("good"), bad])
         assert answer.error == (400, "bad_request", f"{INVALID}: photos[1].{field} is required")
     assert count(db_path) == 0
@@ -422,11 +422,11 @@ async def test_a_field_that_is_too_long(field: str, longest: int, api: Api, db_p
     }[field]
     assert len(filler) == longest
     too_long = filler.replace("x", "xx", 1).replace(".1", ".11", 1)
-    answer = await api.index(DAY, [photo("good"), photo(**{"local_id": "bad", field: too_long})])
+    answer = await api.index(DAY, [photo("good"), {**photo("bad"), field: too_long}])
     assert answer.error[:2] == (400, "bad_request")
     assert f"photos[1].{field} is longer than {longest} characters" in answer.error[2]
     assert count(db_path) == 0
-    answer = await api.index(DAY, [photo(**{"local_id": "good", field: filler})])
+    answer = await api.index(DAY, [{**photo("good"), field: filler}])
     assert answer.status == 200, answer
 
 

@@ -6,6 +6,7 @@ and can come in any order and at the same time.
 
 import asyncio
 import hashlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -83,9 +84,12 @@ class Chunks:
 
 def _sizes(folder: Path) -> dict[int, int]:
     """Size of each chunk that is there, by its number."""
-    if not folder.is_dir():
+    try:
+        # Every chunk looks at all that came before it: pathlib would take five times as long.
+        with os.scandir(folder) as files:
+            return {int(file.name): file.stat().st_size for file in files if file.name.isdigit()}
+    except FileNotFoundError:
         return {}
-    return {int(file.name): file.stat().st_size for file in folder.iterdir() if file.name.isdigit()}
 
 
 def _join(folder: Path, total: int, destination: Path) -> None:

@@ -49,8 +49,9 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # ISO 8601 in the extended form. A space before the offset is a "+" that was read as one
 # on its way through a query string.
 _DATE: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
-    r"(?:([Zz])|([+\- ])(\d\d):?(\d\d))?"
+    r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d)(?::(\d\d)(?:[.,](\d+))?)?"
+    r"(?:([Zz])|([+\- ])(\d\d):?(\d\d))?",
+    re.ASCII,
 )
 _UUID4: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"

@@ -25,12 +25,15 @@ class RateLimitStorageError(Exception):
 
 def rate_limit_storage(url: str) -> Storage:
     """The storage of counts at `url`; raises `RateLimitStorageError`."""
+    asyncio_url = f"async+{url.removeprefix('async+')}"
+    shown = f"{url.partition(':')[0]}://..."  # the rest may hold a password
     try:
-        storage = storage_from_string(f"async+{url.removeprefix('async+')}")
+        storage = storage_from_string(asyncio_url)
     except (ConfigurationError, ValueError, ImportError) as exc:
-        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {exc}") from exc
+        reason = str(exc).replace(asyncio_url, shown)
+        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {reason}") from exc
     if not isinstance(storage, Storage):
-        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {url} has no asyncio form")
+        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {shown} has no asyncio form")
     return storage
 
 

@@ -1,0 +1,73 @@
+# Everything happens in .venv, which is made at the first call. Needs Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MANIFEST := setup.cfg pyproject.toml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two pips at once in one environment get in each other's way; nothing else here takes long.
+.NOTPARALLEL:
+.PHONY: help demo test run clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed ## show it: a stand-in Immich, the bridge, and photos sent through it
+	@$(BIN)/python tests/demo.py $(ARGS)
+
+test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest $(ARGS)
+
+run: $(VENV)/installed ## serve in front of your own Immich (IMMICH_SERVER_URL, else http://localhost:2283)
+	@exec $(BIN)/python -m immich_bridge $(ARGS)
+
+clean: ## remove .venv, caches and build results; data/ and storage/ stay
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache \
+		.import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# uvloop has no wheel for some platforms; the bridge then runs on asyncio's own loop.
+define install
+	@echo "installing $(1) into $(VENV) ..."
+	@$(PIP) install --editable '.[$(2)]' || { \
+		echo "trying again without uvloop, which may be what cannot be installed here ..." >&2; \
+		$(PIP) install --editable '.$(3)'; }
+	@touch $@
+endef
+
+$(VENV)/installed: $(VENV)/created $(MANIFEST)
+	$(call install,the bridge,fast,)
+
+$(VENV)/installed-test: $(VENV)/created $(MANIFEST)
+	$(call install,the bridge and what its tests need,fast$(comma)test,[test])
+
+comma := ,
+
+# Debian and Ubuntu ship Python without ensurepip; their own pip can fill an environment too.
+$(VENV)/created:
+	@python=; for candidate in $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14); do \
+		if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			python=$$candidate; break; \
+		fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "make: $(or $(PYTHON),python3) is not Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	echo "making $(VENV) with $$($$python --version) ..."; \
+	if $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+		$$python -m venv $(VENV); \
+	elif $$python -c 'import pip, venv' 2>/dev/null; then \
+		$$python -m venv --without-pip $(VENV) && \
+		$$python -m pip --disable-pip-version-check --python $(BIN)/python install --quiet pip; \
+	else \
+		echo "make: $$python cannot make virtual environments; install python3-venv (apt install python3-venv)" >&2; \
+		exit 1; \
+	fi
+	@touch $@

@@ -1,0 +1,517 @@
+"""Files on disk: the order of a safe write, and what others see of it at any moment."""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backup_uploads import (
+    FOLDER,
+    ROUTES,
+    Route,
+    StartServerProcess,
+    begun,
+    index,
+    on_disk,
+    pattern,
+    upload,
+    upload_request,
+)
+from backup_wing import Answer, Api, photo
+from immich_bridge.backup.accounts import User
+from immich_bridge.backup.storage import Storage
+from immich_bridge.errors import BadRequest, ClientGone, PayloadTooLarge
+from immich_bridge.serve import Server
+from wire import PATIENCE
+
+LOGICAL = "storage/photo/1/2025/12/10/IMG_0001.jpg"
+LOGICAL_FOLDER = "storage/photo/1/2025/12/10/"
+TAKEN = 1765360800.0  # 2025-12-10T10:00:00Z
+
+
+class Pieces:
+    """A source of given pieces; a callable among them is called when its turn has come."""
+
+    def __init__(self, *pieces: bytes | Callable[[], object]) -> None:
+        self._pieces = iter(pieces)
+
+    async def read(self) -> bytes:
+        for piece in self._pieces:
+            if isinstance(piece, bytes):
+                return piece
+            result = piece()
+            if isinstance(result, Awaitable):
+                await result
+        return b""
+
+
+@pytest.fixture
+def storage(storage_dir: Path) -> Storage:
+    """A storage that is ready to take files."""
+    storage = Storage(storage_dir)
+    assert storage.prepare() == 0
+    return storage
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    """`os.umask`, undone at the end."""
+    before = os.umask(0)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+async def store(storage: Storage, content: bytes, logical: str = LOGICAL) -> Path:
+    async with await storage.receive(Pieces(content), LOGICAL_FOLDER) as pending:
+        await pending.place(logical, TAKEN)
+    return storage.path(logical)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+class TestReceivingAndPlacing:
+    async def test_a_file_comes_to_its_place(self, storage: Storage, storage_dir: Path) -> None:
+        content = pattern(3_000_001)
+        pieces = [content[at : at + 70_001] for at in range(0, len(content), 70_001)]
+        async with await storage.receive(Pieces(*pieces), LOGICAL_FOLDER) as pending:
+            assert pending.size == len(content)
+            await pending.place(LOGICAL, TAKEN)
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": content}
+
+    async def test_what_is_not_placed_is_removed(self, storage: Storage, storage_dir: Path) -> None:
+        async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER):
+            assert list(on_disk(storage_dir).values()) == [b"photo"]
+        assert on_disk(storage_dir) == {}
+
+    async def test_a_file_whose_place_is_not_known_yet(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        async with await storage.receive(Pieces(b"photo")) as pending:
+            await pending.place(LOGICAL, TAKEN)
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": b"photo"}
+
+    @pytest.mark.parametrize("end", [ClientGone("gone"), OSError("torn"), KeyboardInterrupt()])
+    async def test_a_source_that_fails_leaves_nothing(
+        self, end: BaseException, storage: Storage, storage_dir: Path
+    ) -> None:
+        def fail() -> None:
+            assert len(on_disk(storage_dir)) == 1
+            raise end
+
+        with pytest.raises(type(end)):
+            await storage.receive(Pieces(pattern(2_000_000), b"more", fail), LOGICAL_FOLDER)
+        assert on_disk(storage_dir) == {}
+
+    @pytest.mark.parametrize("pieces", [(), (b"",)])
+    async def test_a_file_of_no_bytes_is_refused(
+        self, pieces: tuple[bytes, ...], storage: Storage, storage_dir: Path
+    ) -> None:
+        with pytest.raises(BadRequest, match="empty"):
+            await storage.receive(Pieces(*pieces), LOGICAL_FOLDER)
+        assert on_disk(storage_dir) == {}
+
+    @pytest.mark.parametrize("limit", [1, 1_048_576, 3_000_000])
+    async def test_the_limit_is_the_last_byte_taken(
+        self, limit: int, storage: Storage, storage_dir: Path
+    ) -> None:
+        content = pattern(limit + 1)
+        async with await storage.receive(Pieces(content[:limit]), limit=limit) as pending:
+            assert pending.size == limit
+        with pytest.raises(PayloadTooLarge):
+            await storage.receive(Pieces(content), limit=limit)
+        with pytest.raises(PayloadTooLarge):
+            await storage.receive(Pieces(content[:limit], content[limit:]), limit=limit)
+        assert on_disk(storage_dir) == {}
+
+    async def test_a_cancelled_receiver_leaves_nothing(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        waiting = asyncio.Event()
+
+        async def wait_for_ever() -> None:
+            waiting.set()
+            await asyncio.get_running_loop().create_future()
+
+        source = Pieces(pattern(2_000_000), wait_for_ever)
+        task = asyncio.create_task(storage.receive(source, LOGICAL_FOLDER))
+        await asyncio.wait_for(waiting.wait(), PATIENCE)
+        assert len(on_disk(storage_dir)) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert on_disk(storage_dir) == {}
+
+    @pytest.mark.parametrize("steps", range(4))
+    async def test_a_cancelled_placing_has_ended_when_it_says_so(
+        self, steps: int, storage: Storage, storage_dir: Path
+    ) -> None:
+        await store(storage, b"old")
+
+        async def replace() -> None:
+            async with await storage.receive(Pieces(b"new"), LOGICAL_FOLDER) as pending:
+                received.set()
+                await pending.place(LOGICAL, TAKEN)
+
+        received = asyncio.Event()
+        task = asyncio.create_task(replace())
+        await asyncio.wait_for(received.wait(), PATIENCE)
+        for _ in range(steps):
+            await asyncio.sleep(0)  # a turn of the event loop
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # No thread goes on behind the back of whoever was told that it is over.
+        assert on_disk(storage_dir) in (
+            {f"{FOLDER}/IMG_0001.jpg": b"old"},
+            {f"{FOLDER}/IMG_0001.jpg": b"new"},
+        )
+
+    async def test_the_probe_of_readiness_leaves_nothing(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        await storage.check()
+        assert on_disk(storage_dir) == {}
+
+
+class TestWhatOthersSee:
+    async def test_an_unfinished_file_is_in_no_listing_of_photos(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        seen: list[Path] = []
+
+        def look() -> None:
+            seen.extend(path for path in storage_dir.rglob("*") if path.is_file())
+            assert not [*storage_dir.rglob("IMG*"), *storage_dir.rglob("*.jpg")]
+
+        content = pattern(2_000_000)
+        async with await storage.receive(Pieces(content, look, b"end"), LOGICAL_FOLDER) as pending:
+            look()
+            await pending.place(LOGICAL, TAKEN)
+        assert seen == [pending.path] * 2
+        # In the folder of its destination, so that the rename stays on one file system.
+        assert pending.path.parent == storage_dir / FOLDER
+        assert pending.path.name.startswith(".")  # hidden from `ls`, `*` and file managers
+        assert not re.search(r"IMG|\.(jpg|heic|mov)$", pending.path.name)
+        assert storage.is_temporary(pending.path)
+        assert not storage.is_temporary(storage.path(LOGICAL))
+
+    async def test_two_unfinished_files_never_share_a_name(self, storage: Storage) -> None:
+        paths = {storage.pending(storage.root).path for _ in range(1000)}
+        assert len(paths) == 1000
+
+    async def test_the_old_file_is_whole_until_the_new_one_is(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        old, new = pattern(1_500_000, 1), pattern(2_500_000, 2)
+        path = await store(storage, old)
+        seen: list[bytes] = []
+        with path.open("rb") as reader:
+            half = reader.read(700_000)
+            source = Pieces(
+                lambda: seen.append(path.read_bytes()),
+                new[:1_200_000],
+                lambda: seen.append(path.read_bytes()),
+                new[1_200_000:],
+                lambda: seen.append(path.read_bytes()),
+            )
+            async with await storage.receive(source, LOGICAL_FOLDER) as pending:
+                seen.append(path.read_bytes())
+                await pending.place(LOGICAL, TAKEN)
+            assert path.read_bytes() == new
+            # Whoever has the old photo open goes on reading the old photo.
+            assert half + reader.read() == old
+        assert seen == [old] * 4
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": new}
+
+    @pytest.mark.parametrize("route", ROUTES)
+    async def test_a_photo_is_readable_while_it_is_replaced(
+        self, route: Route, api: Api, storage_dir: Path
+    ) -> None:
+        old, new = pattern(300_000, 1), pattern(20_000_000, 2)
+        await index(api, "IMG_1234")
+        assert (await upload(api, route, old)).status == 200
+        path = storage_dir / FOLDER / "IMG_0001.jpg"
+        # More than the sockets hold: what was taken of it is on disk or on its way.
+        async with begun(api, route, new, sent=16_000_000) as peer:
+            assert len(on_disk(storage_dir)) == 2
+            with path.open("rb") as reader:
+                assert reader.read(100_000) == old[:100_000]
+                _, body = upload_request(route, api.token, new)
+                await peer.send(body[16_000_000:])
+                answer = Answer(await peer.read_answer("POST"))
+                assert answer.status == 200, answer
+                assert reader.read() == old[100_000:]
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": new}
+
+
+class TestModesAndTimes:
+    @pytest.mark.parametrize(
+        ("mask", "file_mode", "folder_mode"),
+        [(0o000, 0o640, 0o750), (0o022, 0o640, 0o750), (0o077, 0o600, 0o700)],
+    )
+    async def test_modes_are_private_and_heed_the_umask(
+        self,
+        mask: int,
+        file_mode: int,
+        folder_mode: int,
+        storage_dir: Path,
+        umask: Callable[[int], int],
+    ) -> None:
+        umask(mask)
+        storage = Storage(storage_dir)
+        storage.prepare()
+        for pieces in (Pieces(b"new"), Pieces(b"over it")):
+            async with await storage.receive(pieces, LOGICAL_FOLDER) as pending:
+                assert mode(pending.path) == file_mode
+                await pending.place(LOGICAL, TAKEN)
+            path = storage.path(LOGICAL)
+            assert mode(path) == file_mode
+            for folder in path.relative_to(storage_dir).parents[:-1]:
+                assert mode(storage_dir / folder) == folder_mode
+
+    async def test_the_time_of_a_file_is_the_one_given(self, storage: Storage) -> None:
+        path = await store(storage, b"photo")
+        assert path.stat().st_mtime == TAKEN
+        assert path.stat().st_atime == TAKEN
+
+    @pytest.mark.parametrize("route", ROUTES)
+    async def test_the_time_of_a_photo_is_its_creation_time(
+        self, route: Route, api: Api, storage_dir: Path
+    ) -> None:
+        times = {
+            "2025-12-10T10:00:00Z": 1765360800.0,
+            "2025-12-10T10:00:00+08:00": 1765332000.0,
+            "2025-12-10T10:00:00.250Z": 1765360800.25,
+            "1955-11-05T06:15:00Z": -446751900.0,
+        }
+        for creation_time, expected in times.items():
+            (name,) = await index(api, creation_time, creation_time=creation_time)
+            for content in (b"first", b"again"):
+                answer = await upload(api, route, content, local_id=creation_time)
+                assert answer.status == 200, answer
+                assert (storage_dir / FOLDER / name).stat().st_mtime == expected
+
+    async def test_a_time_that_no_file_can_have_loses_no_photo(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER) as pending:
+            await pending.place(LOGICAL, 1e30)
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": b"photo"}
+
+
+class TestPaths:
+    async def test_folders_are_made_as_they_are_needed(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        days = ("1/2025/12/10", "1/2025/12/11", "1/2026/01/01", "23/2025/12/10")
+        # At the same time: each finds folders made by others in the meantime.
+        await asyncio.gather(
+            *(store(storage, day.encode(), f"storage/photo/{day}/IMG_0001.jpg") for day in days)
+        )
+        assert on_disk(storage_dir) == {f"photo/{d}/IMG_0001.jpg": d.encode() for d in days}
+
+    def test_the_root_is_made_with_its_parents(self, tmp_path: Path) -> None:
+        Storage(tmp_path / "a" / "b").prepare()
+        assert (tmp_path / "a" / "b" / "photo").is_dir()
+
+    @given(st.lists(st.text("abc019_.", min_size=1).filter(lambda s: s.strip(".")), min_size=1))
+    def test_logical_and_real_paths_mirror_each_other(self, parts: list[str]) -> None:
+        storage = Storage(Path("/somewhere/else"))
+        logical = "storage/" + "/".join(parts)
+        assert storage.path(logical) == Path("/somewhere/else", *parts)
+        assert storage.logical(storage.path(logical)) == logical
+
+    async def test_a_file_where_a_folder_should_be_fails_and_leaves_nothing(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        (storage_dir / "photo" / "1").write_bytes(b"in the way")
+        with pytest.raises(Exception, match="cannot be stored: Not a directory"):
+            await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER)
+        assert on_disk(storage_dir) == {"photo/1": b"in the way"}
+
+
+class TestSweeping:
+    def leave(self, storage_dir: Path) -> dict[str, bytes]:
+        """What is to stay; what is not lies beside it."""
+        kept = {
+            f"{FOLDER}/IMG_0001.jpg": b"photo",
+            f"{FOLDER}/.hidden": b"of somebody else",
+            f"{FOLDER}/upload-1.part": b"of somebody else",
+            "photo/notes.txt": b"of somebody else",
+            "chunks/1/abc/0": b"chunk",
+        }
+        swept = (
+            f"{FOLDER}/.upload-0123456789abcdef.part",
+            "photo/.upload-fedcba9876543210.part",
+            "photo/2/1999/01/01/.upload-0123456789abcdef.part",
+            "chunks/1/abc/.upload-0123456789abcdef.part",
+        )
+        for name, content in {**kept, **dict.fromkeys(swept, b"torn")}.items():
+            (storage_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            (storage_dir / name).write_bytes(content)
+        return kept
+
+    def test_temporary_files_and_nothing_else_are_swept(self, storage_dir: Path) -> None:
+        kept = self.leave(storage_dir)
+        assert Storage(storage_dir).prepare() == 4
+        assert on_disk(storage_dir) == kept
+        assert Storage(storage_dir).prepare() == 0
+
+    async def test_the_server_sweeps_when_it_starts(
+        self, storage_dir: Path, start_backup: Callable[..., Awaitable[Server]]
+    ) -> None:
+        kept = self.leave(storage_dir)
+        await start_backup()
+        assert on_disk(storage_dir) == kept
+
+    async def test_what_an_upload_under_way_writes_is_what_would_be_swept(
+        self, storage: Storage
+    ) -> None:
+        async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER) as pending:
+            assert list(storage.temporary_files()) == [pending.path]
+
+
+TRACED = (
+    "openat,write,writev,pwrite64,ftruncate,sendto,sendmsg,mkdir,mkdirat,"
+    "utimensat,futimesat,fsync,fdatasync,rename,renameat,renameat2"
+)
+
+
+@dataclass
+class Call:
+    """A system call: lines at which it began and ended, its name, and the rest of the line."""
+
+    began: int
+    ended: int
+    name: str
+    text: str
+
+
+def parse_strace(output: str) -> list[Call]:
+    """The calls of all threads, in the order in which they began."""
+    calls: list[Call] = []
+    unfinished: dict[str, Call] = {}
+    for number, line in enumerate(output.splitlines()):
+        thread, _, text = line.partition(" ")
+        text = text.strip()
+        if resumed := re.match(r"<\.\.\. \w+ resumed>(.*)", text):
+            if call := unfinished.pop(thread, None):
+                call.ended = number
+                call.text += resumed[1]
+        elif called := re.match(r"(\w+)\((.*)", text):
+            call = Call(number, number, called[1], called[2])
+            calls.append(call)
+            if call.text.endswith("<unfinished ...>"):
+                unfinished[thread] = call
+    return calls
+
+
+class TestOrderOfASafeWrite:
+    """What the kernel was asked for, seen by strace."""
+
+    @asynccontextmanager
+    async def traced(self, pid: int, output: Path) -> AsyncIterator[None]:
+        strace = await asyncio.create_subprocess_exec(
+            *("strace", "-f", "-y", "-s", "32", "-o", str(output), "-p", str(pid)),
+            *("-e", f"trace={TRACED}"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert strace.stderr is not None
+        try:
+            first = await asyncio.wait_for(strace.stderr.readline(), PATIENCE)
+            if b"attached" not in first:
+                pytest.skip(f"strace cannot attach here: {first.decode().strip()}")
+            yield
+        finally:
+            if strace.returncode is None:
+                strace.terminate()  # it lets go of what it traces
+            await strace.communicate()
+
+    @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+    async def test_everything_is_synced_before_the_answer(
+        self,
+        start_backup_process: StartServerProcess,
+        user: User,
+        tmp_path: Path,
+        storage_dir: Path,
+        db_path: Path,
+    ) -> None:
+        server = await start_backup_process()
+        api = Api(server.url)
+        api.token = (await api.login("admin", "SecurePassword123")).json["token"]
+        for number, route in enumerate(ROUTES, 10):
+            answer = await api.index(f"2025-12-{number}", [photo(route)])
+            assert answer.status == 200, answer
+        output = tmp_path / "strace"
+        async with self.traced(server.process.pid, output):
+            for route in ROUTES:
+                content = pattern(3_000_000)
+                assert (await upload(api, route, content, local_id=route)).status == 200
+        calls = parse_strace(output.read_text())
+        answers = [call for call in calls if "HTTP/1.1 200" in call.text]
+        assert len(answers) == len(ROUTES)
+        begin = 0
+        for number, answer_call in enumerate(answers, 10):
+            upload_calls = [c for c in calls if begin <= c.began < answer_call.began]
+            folder = storage_dir / "photo/1/2025/12" / str(number)
+            self.check_order(upload_calls, answer_call, folder, db_path, storage_dir)
+            begin = answer_call.ended
+
+    def check_order(
+        self, calls: list[Call], answer: Call, folder: Path, db_path: Path, storage_dir: Path
+    ) -> None:
+        def named(*names: str) -> list[Call]:
+            return [call for call in calls if call.name in names]
+
+        def only(found: list[Call]) -> Call:
+            assert len(found) == 1, found
+            return found[0]
+
+        renames = [c for c in named("rename", "renameat", "renameat2") if "IMG_0001.jpg" in c.text]
+        rename = only(renames)
+        paths = re.findall(r'"([^"]*)"', rename.text)
+        assert Path(paths[-1]) == folder / "IMG_0001.jpg"
+        temporary = paths[0]
+        assert Path(temporary).parent == folder
+        created = [c for c in named("openat") if f'"{temporary}"' in c.text and "O_CREAT" in c.text]
+        assert "O_EXCL" in created[0].text
+        assert ", 0640)" in created[0].text
+        of_file = [c for c in calls if f"<{temporary}>" in c.text]
+        writes = [c for c in of_file if c.name in ("write", "writev", "pwrite64", "ftruncate")]
+        sync = only([c for c in of_file if c.name in ("fsync", "fdatasync")])
+        times = only([c for c in of_file if c.name in ("utimensat", "futimesat")])
+        assert writes
+        assert created[0].ended < min(c.began for c in writes)
+        assert max(c.ended for c in [*writes, times]) < sync.began
+        assert sync.ended < rename.began
+        # An entry survives once the folder that holds it is synced.
+        syncs = named("fsync")
+
+        def synced(path: Path, after: int) -> list[Call]:
+            return [c for c in syncs if f"<{path}>" in c.text and c.began > after]
+
+        folder_sync = synced(folder, rename.ended)[0]
+        made_folders = named("mkdir", "mkdirat")
+        assert made_folders
+        for made in made_folders:
+            path = Path(re.findall(r'"([^"]*)"', made.text)[0])
+            assert storage_dir in path.parents
+            assert synced(path.parent, made.ended)[0].ended < answer.began
+        # Then the row, and it is on disk before the answer.
+        log = f"<{db_path}-wal>"
+        row = [c for c in named("pwrite64", "write") if log in c.text and c.began > rename.ended]
+        row_sync = [c for c in named("fsync", "fdatasync") if log in c.text][-1]
+        assert folder_sync.ended < min(c.began for c in row)
+        assert max(c.ended for c in row) < row_sync.began
+        assert row_sync.ended < answer.began
