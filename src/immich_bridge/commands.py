@@ -1,10 +1,12 @@
 """What the command line does beside serving: accounts, and the state of the storage."""
 
 import getpass
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +24,7 @@ from immich_bridge.backup.integrity import Integrity
 from immich_bridge.backup.integrity import Progress as Report
 from immich_bridge.backup.storage import Storage
 from immich_bridge.config import Config
+from immich_bridge.errors import BridgeError
 
 
 class Refused(Exception):
@@ -67,7 +70,7 @@ async def check_storage(config: Config, options: Namespace) -> None:
             findings = await integrity.check(repair=options.repair, progress=progress)
     left = 0
     for finding in findings:
-        line = f"{finding.kind}: {finding.path} ({finding.detail})"
+        line = f"{finding.kind}: {_printable(finding.path)} ({finding.detail})"
         if finding.remedy is None:
             line += ": left for you to decide"
         elif options.repair:
@@ -90,7 +93,7 @@ async def fix_times(config: Config, options: Namespace) -> None:
         with _progress() as progress:
             changed = await integrity.fix_times(user_id, dry_run=options.dry_run, progress=progress)
     for path in changed:
-        print(path)
+        print(_printable(path))
     print(f"{len(changed)} files {'would get' if options.dry_run else 'got'} their creation time")
 
 
@@ -103,6 +106,8 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         raise Refused(f"DB_PATH: {exc}") from exc
     try:
         yield database
+    except BridgeError as exc:
+        raise Refused(f"DB_PATH: {config.db_path}: {exc}") from exc
     finally:
         await database.close()
 
@@ -122,21 +127,46 @@ async def _accounts(config: Config) -> AsyncIterator[Accounts]:
 @asynccontextmanager
 async def _integrity(config: Config) -> AsyncIterator[Integrity]:
     async with _database(config) as database:
-        yield Integrity(database, Storage(config.storage_dir))
+        try:
+            yield Integrity(database, Storage(config.storage_dir))
+        except OSError as exc:
+            raise Refused(f"STORAGE_DIR: {exc}") from exc
 
 
 def _password(options: Namespace) -> str:
     """The password from its option, from standard input, or asked for without an echo."""
     if options.password is not None:
         return str(options.password)
-    if options.password_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    if not sys.stdin.isatty():
+    if not options.password_stdin and not sys.stdin.isatty():
         raise Refused("no password: give --password or --password-stdin, or use a terminal")
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Again: ") != password:
-        raise Refused("the two passwords differ")
+    try:
+        return _first_line() if options.password_stdin else _asked_for_password()
+    except EOFError:
+        raise Refused("no password was given") from None
+    except UnicodeDecodeError:
+        raise Refused("the password is not text in the encoding of the locale") from None
+
+
+def _first_line() -> str:
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _asked_for_password() -> str:
+    # asyncio's own handler of Ctrl-C cancels the task, which does not end a read.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise Refused("the two passwords differ")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     return password
+
+
+def _printable(path: Path) -> str:
+    """A path on one line, and in any encoding: what lies in a folder may be named anyhow."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+    return "".join(escaped)
 
 
 @contextmanager

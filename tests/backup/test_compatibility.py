@@ -330,7 +330,6 @@ async def test_a_new_record_says_that_nothing_was_uploaded(api: Api, db_path: Pa
     assert record == {"file_count": 0, "uploaded_extensions": "[]"}
 
 
-@pytest.mark.xfail(strict=True, reason="catalog.py writes a space behind each comma")
 async def test_uploaded_extensions_are_written_as_the_document_writes_them(
     api: Api, db_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -112,13 +113,17 @@ class TestTarget:
 
 
 class TestRoutes:
+    @pytest.mark.parametrize("backup", ["true", "false"])
     @pytest.mark.parametrize(
         ("method", "target"),
         [
             ("GET", "/photos"),
             ("GET", "/photos/7"),
+            ("GET", "/photos/index"),
+            ("POST", "/photos"),
             ("GET", "/login"),
             ("GET", "/auth/login"),
+            ("DELETE", "/status"),
             ("POST", "/health"),
             ("POST", "/ready"),
             ("GET", "/health/"),
@@ -129,11 +134,23 @@ class TestRoutes:
         ],
     )
     async def test_what_is_not_ours_is_immichs(
-        self, front: Front, method: str, target: str
+        self, start_bridge: StartBridge, tmp_path: Path, method: str, target: str, backup: str
     ) -> None:
-        front.reply = answer("418 I'm Immich")
-        assert (await fetch(front.url, method, target)).status == 418
-        assert front.seen[0].first_line == f"{method} {target} HTTP/1.1".encode()
+        settings = {
+            "BACKUP_ENABLED": backup,
+            "DB_PATH": str(tmp_path / "app.db"),
+            "STORAGE_DIR": str(tmp_path / "storage"),
+            "JWT_SECRET": "x" * 32,
+        }
+        async with front_of_a_recorder(start_bridge, **settings) as front:
+            front.reply = answer("418 I'm Immich")
+            assert (await fetch(front.url, method, target)).status == 418
+            assert front.seen[0].first_line == f"{method} {target} HTTP/1.1".encode()
+
+    @pytest.mark.parametrize("target", ["/login", "/photos/index", "/photos/upload"])
+    async def test_without_a_backup_its_routes_are_immichs(self, front: Front, target: str) -> None:
+        assert (await fetch(front.url, "POST", target, body=b"abc")).status == 200
+        assert front.seen[0].first_line == f"POST {target} HTTP/1.1".encode()
 
     @pytest.mark.parametrize("target", ["/", "/photos", "/api/assets", "/api/assets/background"])
     async def test_without_an_immich_there_is_nothing(

@@ -47,6 +47,37 @@ class TestConnecting:
             )
             assert_error(await fetch(bridge.address, "GET", "/"), 504, "gateway_timeout")
 
+    @pytest.mark.parametrize("failures", [1, 2])
+    @pytest.mark.parametrize("body", [b"", b"abc"])
+    async def test_is_tried_a_second_time(
+        self,
+        start_bridge: StartBridge,
+        monkeypatch: pytest.MonkeyPatch,
+        body: bytes,
+        failures: int,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        sock_connect, attempts = loop.sock_connect, 0
+
+        async def refused_at_first(sock: socket.socket, address: tuple[str, int]) -> None:
+            nonlocal attempts
+            if address != upstream_address:
+                return await sock_connect(sock, address)
+            attempts += 1
+            if attempts <= failures:
+                raise ConnectionRefusedError
+            return await sock_connect(sock, address)
+
+        seen: list[Message] = []
+        async with recording_upstream(seen) as upstream:
+            upstream_address = ("127.0.0.1", int(upstream.url.rpartition(":")[2]))
+            bridge = await start_bridge(upstream.url)
+            monkeypatch.setattr(loop, "sock_connect", refused_at_first)
+            told = await fetch(bridge.address, "POST" if body else "GET", "/", body=body)
+        assert attempts == 2
+        assert told.status == (200 if failures == 1 else 503)
+        assert [message.body for message in seen] == [body] * (2 - failures)
+
     async def test_back_as_soon_as_immich_is_back(self, start_bridge: StartBridge) -> None:
         port = unused_port()
         bridge = await start_bridge(f"http://127.0.0.1:{port}")

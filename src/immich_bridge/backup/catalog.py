@@ -156,8 +156,13 @@ def set_uploaded(
         extensions.append(extension)
     db.execute(
         _SET_UPLOADED.format(table=table),
-        (json.dumps(extensions), len(extensions), utc_now(), local_id),
+        (_json_list(extensions), len(extensions), utc_now(), local_id),
     )
+
+
+def _json_list(values: list[str]) -> str:
+    """As the API document writes it, without spaces."""
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _find_all(db: sqlite3.Connection, table: str, local_ids: Iterable[str]) -> dict[str, Photo]:

@@ -85,7 +85,7 @@ class Chunks:
 def _sizes(folder: Path) -> dict[int, int]:
     """Size of each chunk that is there, by its number."""
     try:
-        # Every chunk looks at all that came before it: pathlib would take five times as long.
+        # Every chunk looks at all that came before it: pathlib would take twice as long.
         with os.scandir(folder) as files:
             return {int(file.name): file.stat().st_size for file in files if file.name.isdigit()}
     except FileNotFoundError:

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -77,8 +78,12 @@ class Integrity:
         photos = await self._database.read(_photos_by_stem)
         for number, path in enumerate(self._files(), 1):
             progress("files", number, None)
-            if path not in known and (finding := await self._check_file(path, photos, repair)):
-                findings.append(finding)
+            if path in known:
+                continue
+            # One that is gone by now was of an upload that has ended.
+            with suppress(FileNotFoundError):
+                if (finding := await self._check_file(path, photos, repair)) is not None:
+                    findings.append(finding)
         return findings
 
     async def fix_times(
@@ -151,13 +156,18 @@ class Integrity:
         return await self._database.read(lambda db: _record(db, user_id, photo.local_id, extension))
 
     def _files(self) -> Iterator[Path]:
-        for folder, folders, names in os.walk(self._storage.root):
+        for folder, folders, names in os.walk(self._storage.root, onerror=_raise):
             folders.sort()
             if Path(folder) == self._storage.root:
                 # Chunks of unfinished uploads are not photos yet.
                 folders[:] = [name for name in folders if name == "photo"]
                 continue
             yield from (Path(folder) / name for name in sorted(names))
+
+
+def _raise(error: OSError) -> None:
+    # os.walk would pass over a folder that it cannot read, as if it were in order.
+    raise error
 
 
 def _check_temporary(path: Path, repair: bool) -> Finding:
@@ -175,15 +185,16 @@ def _size(path: Path) -> int:
 def _fault(path: Path, size: int | None) -> str | None:
     try:
         on_disk = path.stat().st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return FILE_MISSING
     return WRONG_SIZE if size is not None and on_disk != size else None
 
 
 def _tables(db: sqlite3.Connection) -> Sequence[int]:
     """The ids of the users that have a photos table, also of those whose account is gone."""
-    names = db.execute("SELECT name FROM sqlite_master WHERE name GLOB 'photos_user_[0-9]*'")
-    return sorted(int(row["name"].rpartition("_")[2]) for row in names)
+    names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ids = (row["name"].removeprefix("photos_user_") for row in names)
+    return sorted(int(number) for number in ids if number.isdecimal())
 
 
 def _photos_by_stem(db: sqlite3.Connection) -> dict[str, tuple[int, Photo]]:
