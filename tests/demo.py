@@ -1,8 +1,9 @@
 """The demo: photos as an iPhone sends them, through the bridge, into a stand-in for Immich.
 
 `make demo` runs it. It starts both servers, sends the samples as iOS would (raw bytes, metadata
-in headers), downloads them again through the bridge, shows what arrived, and then serves on
-until Ctrl-C. With `--once` it ends after the showing: exit code 0 when every byte is right.
+in headers), downloads them again through the bridge and shows what arrived. Then it backs them up
+to disk with the bridge's own photo backup, and serves on until Ctrl-C. With `--once` it ends after
+the showing: exit code 0 when every byte is right.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 import aiohttp
 
+from demo_backup import BackupShow
 from demo_deliveries import SAMPLES
 from demo_servers import (
     DemoError,
@@ -122,8 +124,11 @@ async def demo(options: argparse.Namespace) -> int:
         await introduce(session, bridge, folder)
         show = Show(session, bridge.url)
         await _while_alive(show.all(), immich, bridge)
-        if show.failures:
-            say(f"\n{show.failures} of these were not as they should be")
+        backup = BackupShow(session, bridge.url, folder / "bridge", clean_environment())
+        await _while_alive(backup.all(), immich, bridge)
+        failures = show.failures + backup.failures
+        if failures:
+            say(f"\n{failures} of these were not as they should be")
         else:
             say("\nEverything arrived byte for byte, and what should be refused was refused")
         if not options.once:
@@ -131,7 +136,7 @@ async def demo(options: argparse.Namespace) -> int:
             say(f"\nserving on {bridge.url} until Ctrl-C; its log:")
             bridge.on_line = lambda line: say(f"  {line}")
             await _while_alive(_forever(), immich, bridge)
-        return 1 if show.failures else 0
+        return 1 if failures else 0
 
 
 async def _forever() -> None:

@@ -97,12 +97,16 @@ class Database:
         return await self._translated(self._writer, transaction)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`, which only reads."""
+        """Run `work`, which only reads, and gives no cursor away.
+
+        A cursor that outlives `work` would keep its view of the database open: whoever
+        reads next would not see what was written since.
+        """
         return await self._translated(self._reader, work)
 
     async def check(self) -> None:
         """Return if the database answers; raise if not."""
-        await self.read(lambda connection: connection.execute("SELECT version FROM schema_version"))
+        await self.read(lambda db: db.execute("SELECT version FROM schema_version").fetchone())
 
     async def _translated(
         self, connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]

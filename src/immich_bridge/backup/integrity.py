@@ -1,5 +1,6 @@
 """Disk and database compared both ways, and mended without losing a byte."""
 
+import errno
 import json
 import os
 import sqlite3
@@ -60,15 +61,21 @@ class Integrity:
     def __init__(self, database: Database, storage: Storage) -> None:
         self._database = database
         self._storage = storage
+        self._photos = storage.path("storage/photo")
 
     async def check(self, *, repair: bool, progress: Progress) -> list[Finding]:
         """Every discrepancy; with `repair`, those that have a remedy are mended.
 
         What is removed are temporary files, nothing else. A photo whose file is missing or
         of the wrong size is marked as not uploaded, so that its client sends it again; what
-        lies there stays until then.
+        lies there stays until then. Raises `OSError` when the folder cannot be read.
         """
         stored = await self.stored_files()
+        if not self._photos.is_dir():
+            if stored:
+                # A disk that is not mounted; to mend this would have all photos sent again.
+                raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(self._photos))
+            return []
         findings = []
         for number, file in enumerate(stored, 1):
             progress("rows", number, len(stored))
@@ -156,12 +163,9 @@ class Integrity:
         return await self._database.read(lambda db: _record(db, user_id, photo.local_id, extension))
 
     def _files(self) -> Iterator[Path]:
-        for folder, folders, names in os.walk(self._storage.root, onerror=_raise):
+        # What lies beside this folder, the chunks of unfinished uploads, is not photos yet.
+        for folder, folders, names in os.walk(self._photos, onerror=_raise):
             folders.sort()
-            if Path(folder) == self._storage.root:
-                # Chunks of unfinished uploads are not photos yet.
-                folders[:] = [name for name in folders if name == "photo"]
-                continue
             yield from (Path(folder) / name for name in sorted(names))
 
 
@@ -192,7 +196,8 @@ def _fault(path: Path, size: int | None) -> str | None:
 
 def _tables(db: sqlite3.Connection) -> Sequence[int]:
     """The ids of the users that have a photos table, also of those whose account is gone."""
-    names = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    names = db.execute("SELECT name FROM sqlite_master WHERE name GLOB 'photos_user_[0-9]*'")
+    # Whatever else begins like that, such as somebody's copy, is not ours.
     ids = (row["name"].removeprefix("photos_user_") for row in names)
     return sorted(int(number) for number in ids if number.isdecimal())
 

@@ -1,0 +1,391 @@
+"""The SQLite file: what can be opened, and what transactions promise to each other."""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import sqlite3
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup_wing import Api, StartBackup, StartBackupProcess, photo, rows, settings_in
+from immich_bridge.backup.accounts import Accounts
+from immich_bridge.backup.database import Database, DatabaseError, utc_now
+from immich_bridge.errors import InternalError, StartError
+from wire import PATIENCE
+
+TABLES = ["files", "schema_version", "tokens", "users"]
+INSERT = (
+    "INSERT INTO users (username, password_hash, created_at, updated_at) VALUES (?, '', '', '')"
+)
+
+
+def insert(username: str) -> Callable[[sqlite3.Connection], int]:
+    return lambda db: db.execute(INSERT, (username,)).rowcount
+
+
+def usernames(db_path: Path) -> list[str]:
+    return [row["username"] for row in rows(db_path, "SELECT username FROM users ORDER BY id")]
+
+
+def tables(db_path: Path) -> list[str]:
+    found = rows(db_path, "SELECT name FROM sqlite_master WHERE type = 'table'")
+    return sorted(row["name"] for row in found if not row["name"].startswith("sqlite_"))
+
+
+def schema(db_path: Path) -> list[dict[str, Any]]:
+    return rows(db_path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Database]:
+    database = Database(path)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def refusal(path: Path) -> str:
+    """Why the file cannot be opened; no thread is left of the attempt."""
+    threads = threading.active_count()
+    with pytest.raises(DatabaseError) as error:
+        await Database(path).open()
+    # aiosqlite's thread ends with its connection, but says so a moment before it has.
+    while threading.active_count() > threads:
+        await asyncio.to_thread(lambda: None)
+    return str(error.value)
+
+
+@contextmanager
+def another_process_writes(db_path: Path) -> Iterator[Callable[[], None]]:
+    """A transaction of another process that has written and goes on; called, it commits."""
+    context = multiprocessing.get_context("fork")
+    begun, finish, done = context.Event(), context.Event(), context.Event()
+
+    def hold() -> None:
+        with closing(sqlite3.connect(db_path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(INSERT, ("theirs",))
+            begun.set()
+            finish.wait(PATIENCE)
+            connection.execute("COMMIT")
+        done.set()
+
+    def commit() -> None:
+        finish.set()
+        assert done.wait(PATIENCE)
+
+    process = context.Process(target=hold)
+    process.start()
+    try:
+        assert begun.wait(PATIENCE)
+        yield commit
+    finally:
+        finish.set()
+        process.join(PATIENCE)
+
+
+async def test_a_file_is_made_with_its_folders_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "folder" / "app.db"
+    async with opened(path) as database:
+        await database.write(insert("anna"))
+        assert tables(path) == TABLES
+        assert rows(path, "SELECT * FROM schema_version") == [{"version": 1}]
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        # Hashes of passwords lie in the log too.
+        assert modes == {"app.db": 0o600, "app.db-shm": 0o600, "app.db-wal": 0o600}
+    assert os.listdir(path.parent) == ["app.db"]
+
+
+async def test_opening_it_again_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    async with opened(path) as database:
+        await database.write(insert("anna"))
+    path.chmod(0o640)
+    before = schema(path)
+    for _ in range(3):
+        async with opened(path) as database:
+            await database.check()
+    assert schema(path) == before
+    assert rows(path, "SELECT * FROM schema_version") == [{"version": 1}]
+    assert usernames(path) == ["anna"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640, "the operator's choice"
+
+
+async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    path.touch()
+    async with opened(path):
+        assert tables(path) == TABLES
+
+
+async def test_what_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    for content in b"not a database, " * 100, random.Random(1).randbytes(5000), b"x":
+        path.write_bytes(content)
+        assert await refusal(path) == f"{path} cannot be used: file is not a database"
+        assert path.read_bytes() == content
+        assert os.listdir(tmp_path) == ["app.db"]
+
+
+async def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    async with opened(path):
+        pass
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes(len(content) - 100))
+    assert (await refusal(path)).startswith(f"{path} cannot be used: ")
+
+
+async def test_a_path_that_can_hold_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in "folder", "file/app.db", "circle", "x" * 300:
+        assert (await refusal(tmp_path / name)).startswith(f"{tmp_path / name} cannot be opened: ")
+
+
+async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    async with opened(path) as database:
+        await database.write(insert("anna"))
+    rows(path, "UPDATE schema_version SET version = 2")
+    rows(path, "ALTER TABLE users RENAME COLUMN password_hash TO of_the_future")
+    before = schema(path)
+    assert await refusal(path) == (
+        "the database has schema version 2, this program knows up to 1: "
+        "it was used by a newer release"
+    )
+    assert schema(path) == before
+    assert rows(path, "SELECT * FROM schema_version") == [{"version": 2}]
+
+
+async def test_a_server_with_a_database_that_cannot_be_used_does_not_start(
+    start_backup: StartBackup, db_path: Path
+) -> None:
+    db_path.parent.mkdir()
+    db_path.write_bytes(b"not a database, " * 100)
+    with pytest.raises(StartError, match=r"^DB_PATH: .*app\.db cannot be used: file is not a"):
+        await start_backup()
+    db_path.unlink()
+    async with opened(db_path):
+        pass
+    rows(db_path, "UPDATE schema_version SET version = 7")
+    with pytest.raises(StartError, match="^DB_PATH: the database has schema version 7"):
+        await start_backup()
+
+
+async def test_a_commit_survives_a_power_cut(database: Database) -> None:
+    def pragma(name: str) -> Callable[[sqlite3.Connection], object]:
+        return lambda db: db.execute(f"PRAGMA {name}").fetchone()[0]
+
+    assert await database.write(pragma("journal_mode")) == "wal"
+    assert await database.write(pragma("synchronous")) == 2  # FULL
+    assert await database.write(pragma("foreign_keys")) == 1
+    assert await database.read(pragma("journal_mode")) == "wal"
+    assert await database.read(pragma("query_only")) == 1
+    for reads_or_writes in database.read, database.write:
+        assert await reads_or_writes(pragma("busy_timeout")) == 15_000
+
+
+async def test_reading_cannot_write(database: Database, db_path: Path) -> None:
+    with pytest.raises(InternalError, match="readonly"):
+        await database.read(insert("anna"))
+    assert usernames(db_path) == []
+
+
+async def test_a_token_needs_its_user(database: Database, db_path: Path) -> None:
+    with pytest.raises(InternalError, match="FOREIGN KEY"):
+        await database.write(
+            lambda db: db.execute("INSERT INTO tokens VALUES (x'00', 7, 0, '')").rowcount
+        )
+    assert rows(db_path, "SELECT * FROM tokens") == []
+
+
+class Unwilling(Exception):
+    """What a transaction may raise."""
+
+
+async def test_a_transaction_is_all_or_nothing(database: Database, db_path: Path) -> None:
+    def half(db: sqlite3.Connection) -> None:
+        db.execute(INSERT, ("anna",))
+        db.execute("CREATE TABLE more (a)")
+        raise Unwilling
+
+    with pytest.raises(Unwilling):
+        await database.write(half)
+    assert usernames(db_path) == []
+    assert tables(db_path) == TABLES
+
+    def broken(db: sqlite3.Connection) -> None:
+        db.execute(INSERT, ("anna",))
+        db.execute(INSERT, ("anna",))
+
+    with pytest.raises(InternalError, match=r"database error: UNIQUE constraint"):
+        await database.write(broken)
+    assert usernames(db_path) == []
+    # And the next one is none the worse for it.
+    assert await database.write(insert("bert")) == 1
+    assert usernames(db_path) == ["bert"]
+
+
+async def test_a_transaction_gives_what_its_work_gives(database: Database) -> None:
+    assert await database.write(lambda db: None) is None
+    assert await database.write(lambda db: [1]) == [1]
+    assert await database.read(lambda db: db.execute("SELECT 1 AS one").fetchone()["one"]) == 1
+
+
+async def test_transactions_follow_one_another(database: Database, db_path: Path) -> None:
+    def next_name(db: sqlite3.Connection) -> str:
+        [number] = db.execute("SELECT count(*) FROM users").fetchone()
+        db.execute(INSERT, (f"user {number}",))
+        return f"user {number}"
+
+    expected = [f"user {number}" for number in range(50)]
+    assert await asyncio.gather(*(database.write(next_name) for _ in range(50))) == expected
+    assert usernames(db_path) == expected
+
+
+async def test_a_transaction_ends_also_when_its_caller_is_cancelled(
+    database: Database, db_path: Path
+) -> None:
+    loop = asyncio.get_running_loop()
+    begun, go_on = asyncio.Event(), threading.Event()
+
+    def slow(db: sqlite3.Connection) -> None:
+        db.execute(INSERT, ("anna",))
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(PATIENCE)
+        db.execute(INSERT, ("bert",))
+
+    task = asyncio.create_task(database.write(slow))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert usernames(db_path) == []
+    go_on.set()
+    await database.write(insert("carla"))
+    assert usernames(db_path) == ["anna", "bert", "carla"]
+
+
+async def test_reading_is_not_held_up_by_writing(database: Database) -> None:
+    loop = asyncio.get_running_loop()
+    begun, go_on = asyncio.Event(), threading.Event()
+
+    def slow(db: sqlite3.Connection) -> None:
+        db.execute(INSERT, ("anna",))
+        loop.call_soon_threadsafe(begun.set)
+        assert go_on.wait(PATIENCE)
+
+    def count(db: sqlite3.Connection) -> int:
+        return int(db.execute("SELECT count(*) FROM users").fetchone()[0])
+
+    task = asyncio.create_task(database.write(slow))
+    await begun.wait()
+    assert await database.read(count) == 0
+    assert not task.done()
+    go_on.set()
+    await task
+    assert await database.read(count) == 1
+
+
+async def test_reading_is_not_held_up_by_a_transaction_of_another_process(
+    api: Api, db_path: Path
+) -> None:
+    await api.index("2025-12-10", [photo()])
+    with another_process_writes(db_path):
+        # All of these only read.
+        assert (await api.status()).status == 200
+        assert (await Api(api.url).login("admin", "wrong password")).status == 401
+        assert (await api.upload_stream(b"", local_id="none", file_type="jpg")).status == 500
+        ready = await api.call("GET", "/ready")
+        assert (ready.status, ready.json["checks"]["database"]) == (200, "ok")
+
+
+async def test_a_writer_waits_for_another_process(database: Database, db_path: Path) -> None:
+    with another_process_writes(db_path) as commit:
+        writing = [asyncio.create_task(database.write(insert(f"ours {n}"))) for n in range(3)]
+        # Long enough that SQLite has been refused its lock, and has begun to wait.
+        done, _ = await asyncio.wait(writing, timeout=0.2)
+        assert not done
+        await asyncio.to_thread(commit)
+        assert await asyncio.gather(*writing) == [1, 1, 1]
+    assert usernames(db_path) == ["theirs", "ours 0", "ours 1", "ours 2"]
+
+
+async def test_a_transaction_that_begins_by_reading_waits_too(
+    database: Database, db_path: Path
+) -> None:
+    def read_then_write(db: sqlite3.Connection) -> int:
+        [count] = db.execute("SELECT count(*) FROM users").fetchone()
+        db.execute(INSERT, (f"after {count}",))
+        return int(count)
+
+    with another_process_writes(db_path) as commit:
+        writing = asyncio.create_task(database.write(read_then_write))
+        await asyncio.wait({writing}, timeout=0.1)
+        await asyncio.to_thread(commit)
+        # It has seen what was committed while it waited.
+        assert await writing == 1
+    assert usernames(db_path) == ["theirs", "after 1"]
+
+
+def _open_and_write(path: Path, barrier: Any, outcomes: Any, number: int) -> None:
+    async def work() -> None:
+        async with opened(path) as database:
+            await database.write(insert(f"user {number}"))
+
+    barrier.wait()
+    try:
+        asyncio.run(work())
+    except BaseException as exc:
+        outcomes.put(repr(exc))
+    else:
+        outcomes.put("ok")
+
+
+def test_processes_that_open_a_new_file_at_once_make_one_database(tmp_path: Path) -> None:
+    # Forked, so that all of them come to migrate it within a few milliseconds.
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        path = tmp_path / str(attempt) / "app.db"
+        barrier, outcomes = context.Barrier(6), context.SimpleQueue()
+        processes = [
+            context.Process(target=_open_and_write, args=(path, barrier, outcomes, number))
+            for number in range(6)
+        ]
+        for process in processes:
+            process.start()
+        assert [outcomes.get() for _ in processes] == ["ok"] * 6
+        for process in processes:
+            process.join()
+        assert tables(path) == TABLES
+        assert rows(path, "SELECT * FROM schema_version") == [{"version": 1}]
+        assert sorted(usernames(path)) == [f"user {number}" for number in range(6)]
+
+
+async def test_two_servers_may_start_on_one_new_file(
+    start_backup_process: StartBackupProcess, tmp_path: Path
+) -> None:
+    servers = await asyncio.gather(*(start_backup_process() for _ in range(2)))
+    async with opened(Path(settings_in(tmp_path)["DB_PATH"])) as database:
+        accounts = Accounts(database)
+        await accounts.create("anna", "a password")
+        accounts.close()
+    for server in servers:
+        assert (await Api(server.url).login("anna", "a password")).status == 200
+        assert not [line for line in server.log if "ERROR" in line]
+
+
+def test_the_time_is_written_as_rfc_3339_in_utc() -> None:
+    assert len(utc_now()) == len("2025-12-10T10:00:00Z")
+    assert utc_now().endswith("Z")
