@@ -212,8 +212,11 @@ class ScriptedUpstream:
             await peer.close()
 
 
+EMPTY_OK = answer()
+
+
 def recording_upstream(
-    seen: list[Message], reply: bytes | Callable[[Message], bytes] = answer()
+    seen: list[Message], reply: bytes | Callable[[Message], bytes] = EMPTY_OK
 ) -> ScriptedUpstream:
     """An upstream that puts each request into `seen` and answers `reply`."""
 

@@ -7,6 +7,7 @@ the command line may work on the file while the server runs.
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import resources
@@ -15,12 +16,14 @@ from typing import Final, TypeVar
 
 import aiosqlite
 
-from immich_bridge.errors import InternalError
+from immich_bridge.errors import InsufficientStorage, InternalError
 
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_MS: Final = 15_000
 """How long a writer waits for another process (the command line) to finish its transaction."""
+_BUSY_PAUSE: Final = 0.01
+"""Seconds between two attempts where SQLite does not wait by itself."""
 
 _MIGRATIONS: Final = ("001_initial.sql",)
 """The steps of the schema: step n leads to version n. A step that has landed never changes."""
@@ -114,6 +117,8 @@ class Database:
         try:
             return await _run(connection, work)
         except sqlite3.Error as exc:
+            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise InsufficientStorage("the disk of the database is full") from exc
             raise InternalError(f"database error: {exc}") from exc
 
 
@@ -141,7 +146,7 @@ def _prepare_reader(connection: sqlite3.Connection) -> None:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.row_factory = sqlite3.Row
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    _switch_to_wal(connection)
     # A commit survives a power cut: a photo that was answered with 200 keeps its row.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -153,6 +158,23 @@ def _prepare(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # Of two processes that do this to a new file at once SQLite refuses one, without the
+    # wait that every other lock is given.
+    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            # The lower byte is the error itself, the others say more of it.
+            busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() >= deadline:
+                raise
+            time.sleep(_BUSY_PAUSE)
+        else:
+            return
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -145,6 +145,7 @@ class Photos:
         limit = self._config.max_upload_size
         fields: dict[str, str] = {}
         file: PendingFile | None = None
+        destination: Destination | None = None
         try:
             with self._body(request, limit=limit + _FORM_OVERHEAD) as body:
                 form = FormReader(request.headers, body)
@@ -155,10 +156,11 @@ class Photos:
                     if file is not None:
                         raise BadRequest(f"there is more than one {file_field}")
                     # With its fields in front, an upload that goes nowhere is refused now.
-                    known = {"local_id", "file_type"} <= fields.keys()
-                    destination = await self._destination(session, fields) if known else None
+                    if {"local_id", "file_type"} <= fields.keys():
+                        destination = await self._destination(session, fields)
                     file = await self._uploads.receive(part, destination, limit=limit)
-            destination = await self._destination(session, fields)
+            if destination is None:
+                destination = await self._destination(session, fields)
             if file is None:
                 raise BadRequest(f"{file_field} is required")
         except BaseException:

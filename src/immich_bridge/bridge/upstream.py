@@ -230,6 +230,8 @@ class Upstream:
             # Once the response is read its connection may already serve somebody else.
             if response is None or response.connection is not None:
                 exchange.abort()
+            if response is not None:
+                response.close()
             if isinstance(exc, ClientError | TimeoutError | OSError):
                 raise _translate(exc) from exc
             raise
