@@ -118,11 +118,14 @@ async def index(api: Api, *local_ids: str, **fields: object) -> list[str]:
 
 
 def on_disk(storage_dir: Path) -> dict[str, bytes]:
-    """Every file of the storage folder, temporary ones and chunks too: nothing can hide."""
+    """Every file of the storage folder, temporary ones and chunks too.
+
+    Only the notes of chunks that were joined are left out: they hold nothing of a photo.
+    """
     return {
         path.relative_to(storage_dir).as_posix(): path.read_bytes()
         for path in storage_dir.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".done"
     }
 
 

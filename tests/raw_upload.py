@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -104,6 +105,9 @@ class Flood:
     """A sender that pushes bytes into a connection for as long as they are taken."""
 
     def __init__(self, peer: Peer, body: bytes | None = None) -> None:
+        # Left to itself the kernel would take in megabytes that nobody else has seen.
+        connection: socket.socket = peer.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
         self._peer = peer
         self._pieces = pieces_of(body) if body is not None else None
         self._moved = asyncio.Event()

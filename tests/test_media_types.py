@@ -144,6 +144,7 @@ VIDEOS = {
 NEITHER = {
     "nothing": b"",
     "one byte": b"\xff",
+    "half of a jpeg's mark": b"\xff\xd8 and more",
     "text": b"Dear diary, the camera broke today.",
     "html with a drawing in it": b"<!doctype html><html><body><svg width=1></svg>",
     "another xml": b'<?xml version="1.0"?><svgx/>',

@@ -6,7 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from immich_bridge import __version__, commands, logs
 from immich_bridge.commands import Refused
@@ -22,7 +22,10 @@ Command = Callable[[Config, argparse.Namespace], Awaitable[None]]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every error at start."""
+    """Says what is wrong in one line, as every error at start; a flag is never abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -79,7 +82,6 @@ def _parser() -> _Parser:
         ),
         epilog=_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         parents=[settings],
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

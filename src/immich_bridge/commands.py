@@ -144,7 +144,7 @@ def _password(options: Namespace) -> str:
     except EOFError:
         raise Refused("no password was given") from None
     except UnicodeDecodeError:
-        raise Refused("the password is not text in the encoding of the locale") from None
+        raise Refused("a password is text in the encoding of the locale") from None
 
 
 def _first_line() -> str:

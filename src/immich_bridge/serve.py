@@ -76,6 +76,8 @@ async def running_server(config: Config) -> AsyncIterator[Server]:
         raise StartError("aiohttp is installed without its C parser, which is not safe to expose")
     tls = _tls_context(config)
     app = make_app(config)
+    # First of all: a second server by mistake must not touch the files of the first.
+    listening = _listening_socket(*config.listen_addr)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
     try:
         await runner.setup()
@@ -88,14 +90,13 @@ async def running_server(config: Config) -> AsyncIterator[Server]:
         def connection() -> Connection:
             return Connection(manager, loop=loop, read_bufsize=read_buffer)
 
-        listener = await loop.create_server(
-            connection, sock=_listening_socket(*config.listen_addr), ssl=tls, backlog=_BACKLOG
-        )
+        listener = await loop.create_server(connection, sock=listening, ssl=tls, backlog=_BACKLOG)
         try:
             yield Server(runner, listener, "https" if tls else "http")
         finally:
             listener.close()
     finally:
+        listening.close()
         await runner.cleanup()
 
 
@@ -119,6 +120,10 @@ async def serve(config: Config) -> None:
             immich=config.immich_server_url or "off",
             version=__version__,
         )
+        if config.metrics_addr is not None:
+            log_event(
+                _logger, logging.WARNING, "METRICS_ADDR is set, but no metrics are served yet"
+            )
         await stop.wait()
         log_event(_logger, logging.INFO, "stopping", grace_seconds=config.shutdown_grace)
         draining = asyncio.create_task(server.drain(config.shutdown_grace))

@@ -10,6 +10,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _SIZE_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "": 1}
+_CENTURY: Final = 100 * 365 * 86400
 MIN_SECRET_LENGTH: Final = 32
 
 
@@ -85,6 +86,13 @@ def parse_duration(text: str) -> float:
 def parse_positive_duration(text: str) -> float:
     """A duration above zero."""
     if (seconds := parse_duration(text)) <= 0:
+        raise ValueError
+    return seconds
+
+
+def parse_lifetime(text: str) -> float:
+    """A duration from a second to a century."""
+    if not 1 <= (seconds := parse_duration(text)) <= _CENTURY:
         raise ValueError
     return seconds
 

@@ -14,6 +14,7 @@ from immich_bridge.setting_values import (
     parse_duration,
     parse_host,
     parse_http_url,
+    parse_lifetime,
     parse_networks,
     parse_port,
     parse_positive_duration,
@@ -118,8 +119,8 @@ SETTINGS: Final = (
     Setting(
         "TOKEN_TTL",
         "7d",
-        parse_positive_duration,
-        "a duration such as 7d or 12h",
+        parse_lifetime,
+        "a duration from 1s to 36500d, such as 7d or 12h",
         "life of a login token",
     ),
     Setting(
@@ -225,7 +226,7 @@ SETTINGS: Final = (
         "",
         optional(parse_address),
         "host:port or :port",
-        "where to serve Prometheus metrics; empty: nowhere",
+        "where to serve Prometheus metrics; empty: nowhere. This release serves none yet",
     ),
     Setting(
         "LOG_LEVEL",

@@ -1,6 +1,9 @@
 """A backup server with everything in the test's own folder, and one user of it."""
 
+import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from backup_wing import (
     settings_in,
 )
 from immich_bridge.backup.accounts import Accounts, User
-from immich_bridge.backup.database import Database
+from immich_bridge.backup.catalog import create_photos_table
+from immich_bridge.backup.database import Database, utc_now
 from immich_bridge.serve import Server
 
 
@@ -98,10 +102,40 @@ def login() -> Login:
     return log_in
 
 
+@pytest.fixture(scope="session")
+def password_hash(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of `PASSWORD` as the server stores it, made once for all tests."""
+
+    async def make() -> str:
+        database = Database(tmp_path_factory.mktemp("hash") / "app.db")
+        await database.open()
+        accounts = Accounts(database)
+        try:
+            return (await accounts.create(USERNAME, PASSWORD)).password_hash
+        finally:
+            accounts.close()
+            await database.close()
+
+    # In a thread, since this one has the event loops of tests.
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, make()).result()
+
+
 @pytest.fixture
-async def user(make_user: MakeUser) -> User:
+async def user(database: Database, password_hash: str) -> User:
     """The user `admin` of id 1 with the password of the API document."""
-    return await make_user(USERNAME, PASSWORD)
+
+    def insert(db: sqlite3.Connection) -> User:
+        now = utc_now()
+        db.execute(
+            "INSERT INTO users (username, password_hash, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?)",
+            (USERNAME, password_hash, now, now),
+        )
+        create_photos_table(db, 1)
+        return User(1, USERNAME, now, password_hash)
+
+    return await database.write(insert)
 
 
 @pytest.fixture

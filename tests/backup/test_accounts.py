@@ -101,6 +101,11 @@ async def test_a_user_has_an_id_a_name_a_date_and_a_table(
     assert await accounts.authenticate("anna", PASSWORD) == user
 
 
+async def test_a_user_does_not_show_their_hash(anna: User, db_path: Path) -> None:
+    assert anna.password_hash == stored_hash(db_path, "anna")
+    assert anna.password_hash not in repr(anna)
+
+
 async def test_no_password_lies_in_the_database_and_equal_ones_do_not_look_alike(
     accounts: Accounts, db_path: Path
 ) -> None:
@@ -208,7 +213,7 @@ async def test_a_login_renews_a_hash_of_other_parameters(
     with pytest.raises(Unauthorized):
         await accounts.authenticate("anna", "a wrong password")
     assert stored_hash(db_path, "anna") == old
-    assert await accounts.authenticate("anna", PASSWORD) == anna
+    assert (await accounts.authenticate("anna", PASSWORD)).id == anna.id
     renewed = stored_hash(db_path, "anna")
     assert extract_parameters(renewed) == todays
     assert PasswordHasher().verify(renewed, PASSWORD)
@@ -296,7 +301,7 @@ async def test_passwords_that_can_be_had(
     for password in PASSWORDS:
         with subtests.test(password=ascii(password[:20])):
             await accounts.reset_password("anna", password)
-            assert await accounts.authenticate("anna", password) == anna
+            assert (await accounts.authenticate("anna", password)).id == anna.id
             # Every character counts, to the last and beyond a NUL.
             with pytest.raises(Unauthorized):
                 await accounts.authenticate("anna", password[:-1])

@@ -164,6 +164,15 @@ async def test_a_photo_of_another_user_is_not_found(
     assert on_disk(storage_dir) == {}
 
 
+async def test_a_number_is_not_given_again_while_a_later_one_is_in_use(
+    api: Api, db_path: Path
+) -> None:
+    # Nothing here removes rows, but an operator may; the name of a lost photo is no other's.
+    await index(api, "a", "b", "c")
+    rows(db_path, "DELETE FROM photos_user_1 WHERE local_id = 'a'")
+    assert await index(api, "d", "a") == ["IMG_0004.jpg", "IMG_0005.jpg"]
+
+
 async def test_past_9999_there_are_five_digits(api: Api) -> None:
     names = await index(api, *(f"p{n}" for n in range(9998)))
     assert names[-1] == "IMG_9998.jpg"

@@ -59,16 +59,19 @@ def split(content: bytes, total: int) -> list[bytes]:
     return [content[a:b] for a, b in itertools.pairwise(borders)]
 
 
+CHUNKS = "photo/.chunks/"
+
+
 def photos(storage_dir: Path) -> dict[str, bytes]:
     """What lies among the photos, chunks left out."""
     files = on_disk(storage_dir)
-    return {name: files[name] for name in files if name.startswith("photo/")}
+    return {name: files[name] for name in files if not name.startswith(CHUNKS)}
 
 
 def kept(storage_dir: Path) -> list[bytes]:
     """The chunks that wait for others."""
     files = on_disk(storage_dir)
-    return sorted(files[name] for name in files if not name.startswith("photo/"))
+    return sorted(files[name] for name in files if name.startswith(CHUNKS))
 
 
 async def test_the_last_chunk_completes_the_photo(
@@ -341,13 +344,13 @@ class TestLimits:
     async def test_a_chunk_that_replaces_another_is_counted_once(
         self, start_backup: StartBackup, api: Api, storage_dir: Path
     ) -> None:
-        server = await start_backup(MAX_STREAM_SIZE="2500")
+        server = await start_backup(MAX_STREAM_SIZE="1500")
         limited = Api(server.address, api.token)
         await index(api, "IMG_1234")
-        for number in (0, 0, 0, 1):
-            answer = await send(limited, number, 2, pattern(1200, number))
+        for number, size in ((0, 1200), (0, 1200), (0, 1200), (1, 300)):
+            answer = await send(limited, number, 2, pattern(size, number))
             assert answer.status == 200, answer
-        assert on_disk(storage_dir) == {JPG: pattern(1200, 0) + pattern(1200, 1)}
+        assert on_disk(storage_dir) == {JPG: pattern(1200, 0) + pattern(300, 1)}
 
 
 class TestOverTime:
@@ -389,8 +392,8 @@ class TestOverTime:
             for number in (0, 1):
                 await send(api, number, 3, local_id.encode(), local_id=local_id)
         day = 24 * 3600
-        for folder in (storage_dir / "chunks").glob("*/*"):
-            is_old = (folder / "0").read_bytes() == b"old"
+        for folder in (storage_dir / "photo" / ".chunks").glob("*/*"):
+            is_old = next(folder.glob("0-*")).read_bytes() == b"old"
             # The files are as old as can be: what counts is when something was added.
             for file in folder.iterdir():
                 os.utime(file, (0, 0))
@@ -411,7 +414,7 @@ class TestOverTime:
         await index(api, "a", "b")
         for local_id in ("a", "b"):
             await send(api, 0, 3, b"first", local_id=local_id)
-        for folder in (storage_dir / "chunks").glob("*/*"):
+        for folder in (storage_dir / "photo" / ".chunks").glob("*/*"):
             os.utime(folder, (0, 0))
         await send(api, 0, 3, b"again", local_id="a")  # a repeat is a sign of life too
         with written_log() as log:
@@ -437,3 +440,50 @@ async def test_joining_takes_no_memory(
     with (storage_dir / JPG).open("rb") as stored:
         assert all(stored.read(len(chunk)) == chunk for chunk in chunks)
         assert stored.read() == b""
+
+
+class TestVersions:
+    """Chunks of two versions of a photo are never joined."""
+
+    async def test_a_lost_answer_can_be_asked_for_again(self, api: Api, storage_dir: Path) -> None:
+        await index(api, "IMG_1234")
+        await send(api, 0, 2, b"one ")
+        first = await send(api, 1, 2, b"photo")
+        for number, data in ((1, b"photo"), (0, b"one ")):
+            again = await send(api, number, 2, data)
+            assert again.json == first.json
+        assert kept(storage_dir) == []
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+
+    async def test_another_version_after_the_end(self, api: Api, storage_dir: Path) -> None:
+        await index(api, "IMG_1234")
+        for number, data in enumerate((b"v1-0", b"v1-1")):
+            await send(api, number, 2, data)
+        await send(api, 1, 2, b"v1-1")  # its answer was lost
+        answer = await send(api, 0, 2, b"V2-0")
+        assert (answer.json["complete"], answer.json["received"]) == (False, [0])
+        assert (await send(api, 1, 2, b"V2-1")).json["complete"] is True
+        assert on_disk(storage_dir) == {JPG: b"V2-0V2-1"}
+
+    async def test_another_version_of_a_chunk_ends_what_was_begun(
+        self, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        for number in (0, 1):
+            await send(api, number, 3, b"v1")
+        answer = await send(api, 1, 3, b"V2")
+        assert (answer.json["complete"], answer.json["received"]) == (False, [1])
+        assert kept(storage_dir) == [b"V2"]
+
+    async def test_an_upload_of_its_own_name_takes_none_of_another(
+        self, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        await send(api, 1, 2, b"v1-1")  # abandoned
+        fields = {"local_id": "IMG_1234", "file_type": "jpg", "total_chunks": "2"}
+        for number, data in enumerate((b"V2-0", b"V2-1")):
+            answer = await api.upload_chunk(
+                fields | {"chunk_number": str(number), "upload_id": "second"}, data
+            )
+            assert answer.json["complete"] is (number == 1)
+        assert photos(storage_dir) == {JPG: b"V2-0V2-1"}

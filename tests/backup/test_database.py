@@ -2,13 +2,14 @@
 
 import asyncio
 import multiprocessing
-import os
 import random
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def usernames(db_path: Path) -> list[str]:
     return [row["username"] for row in rows(db_path, "SELECT username FROM users ORDER BY id")]
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+
+
 def tables(db_path: Path) -> list[str]:
     found = rows(db_path, "SELECT name FROM sqlite_master WHERE type = 'table'")
     return sorted(row["name"] for row in found if not row["name"].startswith("sqlite_"))
@@ -54,43 +64,47 @@ async def opened(path: Path) -> AsyncIterator[Database]:
 
 
 async def refusal(path: Path) -> str:
-    """Why the file cannot be opened; no thread is left of the attempt."""
-    threads = threading.active_count()
+    """Why the file cannot be opened; no connection is left of the attempt."""
     with pytest.raises(DatabaseError) as error:
         await Database(path).open()
-    # aiosqlite's thread ends with its connection, but says so a moment before it has.
-    while threading.active_count() > threads:
-        await asyncio.to_thread(lambda: None)
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:  # aiosqlite's, one a connection
+            await asyncio.to_thread(thread.join, PATIENCE)
+            assert not thread.is_alive()
     return str(error.value)
+
+
+# Not a fork: SQLite's own tables of who holds which lock must not be inherited.
+WRITE = f"""
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
+connection.execute("BEGIN IMMEDIATE")
+connection.execute({INSERT!r}, ("theirs",))
+print("begun", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+connection.close()
+"""
 
 
 @contextmanager
 def another_process_writes(db_path: Path) -> Iterator[Callable[[], None]]:
     """A transaction of another process that has written and goes on; called, it commits."""
-    context = multiprocessing.get_context("fork")
-    begun, finish, done = context.Event(), context.Event(), context.Event()
-
-    def hold() -> None:
-        with closing(sqlite3.connect(db_path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(INSERT, ("theirs",))
-            begun.set()
-            finish.wait(PATIENCE)
-            connection.execute("COMMIT")
-        done.set()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, db_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
     def commit() -> None:
-        finish.set()
-        assert done.wait(PATIENCE)
+        process.communicate(b"\n", timeout=PATIENCE)
+        assert process.returncode == 0
 
-    process = context.Process(target=hold)
-    process.start()
     try:
-        assert begun.wait(PATIENCE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
         yield commit
     finally:
-        finish.set()
-        process.join(PATIENCE)
+        if process.poll() is None:
+            process.communicate(b"\n", timeout=PATIENCE)
 
 
 async def test_a_file_is_made_with_its_folders_for_its_owner_alone(tmp_path: Path) -> None:
@@ -102,7 +116,7 @@ async def test_a_file_is_made_with_its_folders_for_its_owner_alone(tmp_path: Pat
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
         # Hashes of passwords lie in the log too.
         assert modes == {"app.db": 0o600, "app.db-shm": 0o600, "app.db-wal": 0o600}
-    assert os.listdir(path.parent) == ["app.db"]
+    assert names_in(path.parent) == ["app.db"]
 
 
 async def test_opening_it_again_changes_nothing(tmp_path: Path) -> None:
@@ -129,11 +143,11 @@ async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
 
 async def test_what_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "app.db"
-    for content in b"not a database, " * 100, random.Random(1).randbytes(5000), b"x":
+    for content in b"not a database, " * 100, random.Random(1).randbytes(5000):
         path.write_bytes(content)
         assert await refusal(path) == f"{path} cannot be used: file is not a database"
         assert path.read_bytes() == content
-        assert os.listdir(tmp_path) == ["app.db"]
+        assert names_in(tmp_path) == ["app.db"]
 
 
 async def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
@@ -171,15 +185,14 @@ async def test_a_newer_schema_is_refused_untouched(tmp_path: Path) -> None:
 async def test_a_server_with_a_database_that_cannot_be_used_does_not_start(
     start_backup: StartBackup, db_path: Path
 ) -> None:
-    db_path.parent.mkdir()
-    db_path.write_bytes(b"not a database, " * 100)
+    put(db_path, b"not a database, " * 100)
     with pytest.raises(StartError, match=r"^DB_PATH: .*app\.db cannot be used: file is not a"):
         await start_backup()
-    db_path.unlink()
+    put(db_path, b"")
     async with opened(db_path):
         pass
     rows(db_path, "UPDATE schema_version SET version = 7")
-    with pytest.raises(StartError, match="^DB_PATH: the database has schema version 7"):
+    with pytest.raises(StartError, match=r"^DB_PATH: the database has schema version 7"):
         await start_backup()
 
 
@@ -238,7 +251,6 @@ async def test_a_transaction_is_all_or_nothing(database: Database, db_path: Path
 
 
 async def test_a_transaction_gives_what_its_work_gives(database: Database) -> None:
-    assert await database.write(lambda db: None) is None
     assert await database.write(lambda db: [1]) == [1]
     assert await database.read(lambda db: db.execute("SELECT 1 AS one").fetchone()["one"]) == 1
 
@@ -322,6 +334,18 @@ async def test_a_writer_waits_for_another_process(database: Database, db_path: P
     assert usernames(db_path) == ["theirs", "ours 0", "ours 1", "ours 2"]
 
 
+async def test_a_file_that_is_opened_twice_stays_locked(database: Database, db_path: Path) -> None:
+    # POSIX: to close any descriptor of a file drops all locks of the process on it. Another
+    # process would then take itself for the last one, and remove the log under this one.
+    async with opened(db_path) as again:
+        await again.write(insert("first"))
+    with another_process_writes(db_path) as commit:
+        await asyncio.to_thread(commit)
+    assert names_in(db_path.parent) == ["app.db", "app.db-shm", "app.db-wal"]
+    assert await database.write(insert("last")) == 1
+    assert usernames(db_path) == ["first", "theirs", "last"]
+
+
 async def test_a_transaction_that_begins_by_reading_waits_too(
     database: Database, db_path: Path
 ) -> None:
@@ -337,6 +361,26 @@ async def test_a_transaction_that_begins_by_reading_waits_too(
         # It has seen what was committed while it waited.
         assert await writing == 1
     assert usernames(db_path) == ["theirs", "after 1"]
+
+
+async def test_opening_a_file_that_has_no_wal_yet_waits_for_another_process(
+    tmp_path: Path,
+) -> None:
+    # As when two processes make it at once: SQLite refuses this without its usual wait.
+    path = tmp_path / "app.db"
+    async with opened(path):
+        pass
+    assert rows(path, "PRAGMA journal_mode = DELETE") == [{"journal_mode": "delete"}]
+    with another_process_writes(path) as commit:
+        database = Database(path)
+        opening = asyncio.create_task(database.open())
+        done, _ = await asyncio.wait({opening}, timeout=0.2)
+        assert not done
+        await asyncio.to_thread(commit)
+        await opening
+    await database.close()
+    assert rows(path, "PRAGMA journal_mode") == [{"journal_mode": "wal"}]
+    assert usernames(path) == ["theirs"]
 
 
 def _open_and_write(path: Path, barrier: Any, outcomes: Any, number: int) -> None:

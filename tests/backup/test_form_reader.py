@@ -144,7 +144,7 @@ class TestByteForByte:
         assert await read_form(content_type, *cut(body, cuts)) == parts
 
     @pytest.mark.parametrize("size", [0, 1, 1000, 1_048_574, 1_048_576, 1_048_578, 3_000_000])
-    @pytest.mark.parametrize("piece", [65_536, 262_144, 1_048_576])
+    @pytest.mark.parametrize("piece", [65_536, 262_144, 1_048_576, 10_000_000])
     async def test_every_piece_border_of_a_file(self, size: int, piece: int) -> None:
         content = pattern(size)
         (_, content_type), body = multipart(ID, ("file", content, "a.jpg"), TYPE)

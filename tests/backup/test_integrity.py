@@ -98,6 +98,10 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def contents_of(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+
+
 def aged(path: Path, seconds: float) -> Path:
     moment = time.time() - seconds
     os.utime(path, (moment, moment))
@@ -237,14 +241,15 @@ async def test_a_file_of_no_photo_is_left_to_people(
             path.unlink()
 
 
-async def test_what_lies_beside_the_photos_is_not_looked_at(
+async def test_what_is_no_photo_yet_is_not_looked_at(
     stored: Api, integrity: Integrity, storage_dir: Path
 ) -> None:
     fields = {"local_id": "c", "file_type": "jpg", "chunk_number": "0", "total_chunks": "2"}
     assert (await stored.upload_chunk(fields, b"half of c")).status == 200
-    (storage_dir / "README").write_text("somebody's")
-    assert list((storage_dir / "chunks").rglob("0"))
+    put(storage_dir / "README", b"somebody's")
+    assert b"half of c" in contents_of(storage_dir)
     assert await check(integrity, repair=True) == []
+    assert b"half of c" in contents_of(storage_dir)
 
 
 async def test_a_temporary_file_is_removed_once_it_is_old(

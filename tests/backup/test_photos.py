@@ -322,6 +322,28 @@ class TestDigests:
             assert answer.status == 200, answer
             assert on_disk(storage_dir) == {JPG: content}
 
+    @pytest.mark.parametrize("route", FORMS)
+    async def test_what_stands_behind_a_form_is_digested_with_it(
+        self, route: Route, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        for number, epilogue in enumerate((b"one line", b"\r\n\r\na\r\nb\r\n", pattern(400_000))):
+            content = pattern(1000, number)
+            _, form = upload_request(route, api.token, content)
+            for digested, status in (
+                (form, 422),
+                (form + epilogue[:-1], 422),
+                (form + epilogue, 200),
+            ):
+                length = ("Content-Length", str(len(form + epilogue)))
+                promise = ("Content-Digest", digest(digested))
+                head, _ = upload_request(route, api.token, content, promise)
+                head = head.replace(b"Content-Length: %d" % len(form), ": ".join(length).encode())
+                answer = await answer_to(api.url, head, form, epilogue)
+                assert answer.status == status, answer
+                stored = on_disk(storage_dir).get(JPG)
+                assert (stored == content) is (status == 200)
+
     @pytest.mark.parametrize("route", ROUTES)
     async def test_a_wrong_digest_leaves_the_old_photo(
         self, route: Route, api: Api, storage_dir: Path, db_path: Path

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from argon2 import PasswordHasher
@@ -36,6 +36,8 @@ class User:
     id: int
     username: str
     created_at: str
+    password_hash: str = field(repr=False)
+    """What a password was verified against; it changes with the password."""
 
 
 class Accounts:
@@ -64,11 +66,8 @@ class Accounts:
             raise Unauthorized("invalid credentials")
         if self._hasher.check_needs_rehash(stored_hash):
             await self._store_hash(row["id"], stored_hash, await self._hash(password))
-        elif await self._row(username) == row:
-            return _user(row)
-        # Another hash stands there by now: a better one of this password, or that of a
-        # password which was set while this one waited for its turn.
-        return await self.authenticate(username, password)
+            return await self.authenticate(username, password)
+        return _user(row)
 
     async def create(self, username: str, password: str) -> User:
         """Make an account; raises `AccountError`."""
@@ -177,4 +176,4 @@ def _check_password(password: str) -> None:
 
 
 def _user(row: sqlite3.Row) -> User:
-    return User(row["id"], row["username"], row["created_at"])
+    return User(row["id"], row["username"], row["created_at"], row["password_hash"])

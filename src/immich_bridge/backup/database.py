@@ -117,7 +117,8 @@ class Database:
         try:
             return await _run(connection, work)
         except sqlite3.Error as exc:
-            if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            # Errors of the module itself, a closed connection say, have no code.
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise InsufficientStorage("the disk of the database is full") from exc
             raise InternalError(f"database error: {exc}") from exc
 
@@ -134,7 +135,10 @@ async def _run(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connect
 def _make_file(path: Path) -> None:
     """An empty file, for its owner alone: it holds password hashes. SQLite keeps the mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # Not one that is there: to close it would drop the locks of this process on it, should
+    # it have it open already (sqlite.org/howtocorrupt.html 2.2).
+    if not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:
@@ -186,6 +190,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
             f"the database has schema version {version}, this program knows up to "
             f"{len(_MIGRATIONS)}: it was used by a newer release"
         )
+    if version == len(_MIGRATIONS):
+        return  # nothing is written, so that a full disk is no reason not to start
     for step in _MIGRATIONS[version:]:
         # Not executescript(), which would commit first.
         for statement in _statements(read_sql(step)):

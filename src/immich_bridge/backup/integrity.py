@@ -61,7 +61,6 @@ class Integrity:
     def __init__(self, database: Database, storage: Storage) -> None:
         self._database = database
         self._storage = storage
-        self._photos = storage.path("storage/photo")
 
     async def check(self, *, repair: bool, progress: Progress) -> list[Finding]:
         """Every discrepancy; with `repair`, those that have a remedy are mended.
@@ -71,10 +70,12 @@ class Integrity:
         lies there stays until then. Raises `OSError` when the folder cannot be read.
         """
         stored = await self.stored_files()
-        if not self._photos.is_dir():
+        if not self._storage.photos.is_dir():
             if stored:
                 # A disk that is not mounted; to mend this would have all photos sent again.
-                raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(self._photos))
+                raise FileNotFoundError(
+                    errno.ENOENT, "there is no such folder", str(self._storage.photos)
+                )
             return []
         findings = []
         for number, file in enumerate(stored, 1):
@@ -105,9 +106,12 @@ class Integrity:
             taken = datetime.fromisoformat(file.photo.creation_time).timestamp()
             if not path.is_file() or abs(path.stat().st_mtime - taken) < 1:
                 continue
-            changed.append(path)
             if not dry_run:
-                os.utime(path, (taken, taken))
+                with suppress(OSError, OverflowError):
+                    os.utime(path, (taken, taken))
+                if abs(path.stat().st_mtime - taken) >= 1:
+                    continue  # a date that the file system cannot hold
+            changed.append(path)
         return changed
 
     async def stored_files(self, user_id: int | None = None) -> list[StoredFile]:
@@ -116,22 +120,26 @@ class Integrity:
 
     async def _check_row(self, file: StoredFile, repair: bool) -> Finding | None:
         path = self._storage.path(file.logical)
-        if (kind := _fault(path, file.size)) is None:
+        if _fault(path, file.size) is None:
             return None
-        # A running server may have replaced the file since the row was read.
-        record = await self._record(file.user_id, file.photo, file.extension)
-        if not record.uploaded or (kind := _fault(path, record.size)) is None:
-            return None
-        if repair:
-            await self._database.write(
-                lambda db: set_uploaded(
-                    db, file.user_id, file.photo.local_id, file.extension, uploaded=False
-                )
+
+        def examine(db: sqlite3.Connection) -> Finding | None:
+            # Again, and with the row held: a running server may have replaced the file.
+            record = _record(db, file.user_id, file.photo.local_id, file.extension)
+            kind = _fault(path, record.size) if record.uploaded else None
+            if kind is None:
+                return None
+            if repair:
+                photo = (file.user_id, file.photo.local_id, file.extension)
+                set_uploaded(db, *photo, uploaded=False)
+            detail = f"photo {file.photo.local_id!r} of user {file.user_id}"
+            if kind == WRONG_SIZE:
+                detail += f": {_size(path)} bytes, stored were {record.size}"
+            return Finding(
+                kind, path, detail, "marked as not uploaded: its client will send it again"
             )
-        detail = f"photo {file.photo.local_id!r} of user {file.user_id}"
-        if kind == WRONG_SIZE:
-            detail += f": {_size(path)} bytes, stored were {record.size}"
-        return Finding(kind, path, detail, "marked as not uploaded: its client will send it again")
+
+        return await (self._database.write if repair else self._database.read)(examine)
 
     async def _check_file(
         self, path: Path, photos: dict[str, tuple[int, Photo]], repair: bool
@@ -142,30 +150,27 @@ class Integrity:
         if stem not in photos or normal_extension(extension) != extension:
             return Finding(UNKNOWN_FILE, path, "no photo of that name was ever indexed", None)
         user_id, photo = photos[stem]
-        record = await self._record(user_id, photo, extension)
-        if record.uploaded:
-            return None  # since the rows were read
-        detail = f"photo {photo.local_id!r} of user {user_id}"
-        if record.size not in (None, _size(path)):
-            detail += ", not what was stored: its client will send it again"
-            return Finding(UNKNOWN_FILE, path, detail, None)
-        if repair:
-            size = _size(path)
 
-            def adopt(db: sqlite3.Connection) -> None:
+        def examine(db: sqlite3.Connection) -> Finding | None:
+            record = _record(db, user_id, photo.local_id, extension)
+            if record.uploaded:
+                return None  # since the rows were read
+            detail = f"photo {photo.local_id!r} of user {user_id}"
+            size = _size(path)
+            if record.size not in (None, size):
+                detail += ", not what was stored: its client will send it again"
+                return Finding(UNKNOWN_FILE, path, detail, None)
+            if repair:
                 record_file(db, user_id, photo.local_id, extension, size)
                 set_uploaded(db, user_id, photo.local_id, extension, uploaded=True)
+            return Finding(UNKNOWN_FILE, path, detail, "entered into the photo's row")
 
-            await self._database.write(adopt)
-        return Finding(UNKNOWN_FILE, path, detail, "entered into the photo's row")
-
-    async def _record(self, user_id: int, photo: Photo, extension: str) -> "_Record":
-        return await self._database.read(lambda db: _record(db, user_id, photo.local_id, extension))
+        return await (self._database.write if repair else self._database.read)(examine)
 
     def _files(self) -> Iterator[Path]:
-        # What lies beside this folder, the chunks of unfinished uploads, is not photos yet.
-        for folder, folders, names in os.walk(self._photos, onerror=_raise):
-            folders.sort()
+        for folder, folders, names in os.walk(self._storage.photos, onerror=_raise):
+            # Chunks of unfinished uploads lie in a hidden folder, and are no photos yet.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (Path(folder) / name for name in sorted(names))
 
 

@@ -4,13 +4,22 @@ The extension is the one part that comes from outside, and it is `[a-z0-9]{1,10}
 """
 
 import re
+from collections.abc import Sequence
 from datetime import date
 from typing import Final
 
-from immich_bridge.media_types import MIME_TYPES, extension_for
+from immich_bridge.media_types import extension_for
 
 _EXTENSION: Final = re.compile(r"[a-z0-9]{1,10}")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_EQUALS: Final = (
+    frozenset({"jpg", "jpeg", "jpe"}),
+    frozenset({"tif", "tiff"}),
+    frozenset({"heif", "hif"}),
+    frozenset({"mpg", "mpeg", "mpe"}),
+    frozenset({"3gp", "3gpp"}),
+)
+"""Extensions for one and the same format. Others share a MIME type without being the same."""
 _ROOT: Final = "storage/photo"
 """What the API calls the folder of all photos, wherever `STORAGE_DIR` really lies."""
 
@@ -41,23 +50,19 @@ def normal_extension(text: str) -> str | None:
     return extension if _EXTENSION.fullmatch(extension) else None
 
 
-def uploaded_extension(file_type: str, indexed_type: str, indexed_extension: str) -> str | None:
+def uploaded_extension(
+    file_type: str, indexed_type: str, indexed_extension: str, uploaded: Sequence[str] = ()
+) -> str | None:
     """The extension of an upload that says it is `file_type`: a MIME type or an extension.
 
-    Where several extensions mean the same (jpg, jpeg), the one that was indexed wins. None
-    when the type is unknown.
+    Where several extensions mean the same (jpg, jpeg), the one that was indexed wins, or one
+    that was `uploaded` already. None when the type is unknown.
     """
-    if "/" not in file_type:
-        extension = normal_extension(file_type)
-    elif file_type.strip().lower() == indexed_type.strip().lower():
+    bare = None if "/" in file_type else normal_extension(file_type)
+    if bare is None and file_type.strip().lower() == indexed_type.strip().lower():
         return indexed_extension
-    else:
-        extension = extension_for(file_type)
-    if extension is not None and _same_kind(extension, indexed_extension):
-        return indexed_extension
+    extension = bare or extension_for(file_type)
+    for known in (indexed_extension, *uploaded):
+        if any({extension, known} <= equal for equal in _EQUALS):
+            return known
     return extension
-
-
-def _same_kind(extension: str, other: str) -> bool:
-    mime_type = MIME_TYPES.get(extension)
-    return mime_type is not None and mime_type == MIME_TYPES.get(other)

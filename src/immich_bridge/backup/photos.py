@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from immich_bridge.backup.catalog import Catalog, NewPhoto
-from immich_bridge.backup.chunks import MAX_CHUNKS, Chunks
+from immich_bridge.backup.chunks import MAX_CHUNKS, Chunks, ChunkSet
 from immich_bridge.backup.form_reader import FormPart, FormReader
 from immich_bridge.backup.naming import normal_extension, parse_date
 from immich_bridge.backup.sessions import require_session
@@ -32,8 +32,9 @@ _PHOTO_FIELDS: Final = {
     "file_type": 255,
 }
 """Field of an indexed photo -> most characters."""
-_FIELDS: Final = frozenset({"local_id", "file_type", "chunk_number", "total_chunks"})
-_MAX_INDEX_BODY: Final = 64 * 1024 * 1024
+_FIELDS: Final = frozenset({"local_id", "file_type", "chunk_number", "total_chunks", "upload_id"})
+_MAX_INDEX_BODY: Final = 16 * 1024 * 1024
+"""JSON is parsed at once, and in memory it is some thirty times as large."""
 _FORM_OVERHEAD: Final = 1024 * 1024
 """What a form may hold beside its file; the file has a limit of its own."""
 
@@ -115,7 +116,8 @@ class Photos:
         except BaseException:
             await form.file.discard()
             raise
-        received, size = await self._chunks.add(form.file, form.destination, number, total)
+        chunks = ChunkSet(form.destination, total, form.fields.get("upload_id", ""))
+        received, size = await self._chunks.add(form.file, chunks, number)
         if size is None:
             answer = {"status": "success", "message": "Chunk uploaded"}
             answer |= {"local_id": form.destination.photo.local_id}

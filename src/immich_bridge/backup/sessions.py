@@ -38,7 +38,10 @@ class Sessions:
         if not username or not password:
             raise BadRequest(INVALID_FORMAT)
         user = await self._accounts.authenticate(username, password)
-        return _token_answer(await self._tokens.issue(user))
+        token = await self._tokens.issue(user)
+        if token is None:
+            raise Unauthorized("invalid credentials")
+        return _token_answer(token)
 
     async def refresh(self, request: web.Request) -> web.Response:
         """`POST /refresh`."""

@@ -15,6 +15,7 @@ import jwt
 
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.database import Database, utc_now
+from immich_bridge.backup.storage import sync_folder
 
 _ALGORITHM: Final = "HS256"
 _CLAIMS: Final = ("user_id", "username", "exp", "iat", "jti")
@@ -53,12 +54,19 @@ class Tokens:
         self._key = key
         self._ttl = ttl
 
-    async def issue(self, user: User) -> Token:
-        """A new token for `user`."""
+    async def issue(self, user: User) -> Token | None:
+        """A new token for `user`; None if their password was changed since it was verified."""
         claims = self._claims(user.id, user.username)
         text = self._encode(claims)
-        await self._database.write(lambda db: _insert(db, text, claims))
-        return _token(text, claims)
+
+        def insert(db: sqlite3.Connection) -> bool:
+            row = db.execute("SELECT password_hash FROM users WHERE id = ?", (user.id,)).fetchone()
+            if row is None or row["password_hash"] != user.password_hash:
+                return False
+            _insert(db, text, claims)
+            return True
+
+        return _token(text, claims) if await self._database.write(insert) else None
 
     async def check(self, text: str) -> Session | None:
         """Whose token `text` is; None unless it is signed by us, alive and listed."""
@@ -168,6 +176,7 @@ def _write_new_key(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, path)  # unlike a rename it never replaces another's key
+        sync_folder(path.parent)
     finally:
         temporary.unlink()
 

@@ -33,6 +33,11 @@ class Destination:
         """The file as the API names it."""
         return self.photo.folder + self.filename
 
+    @property
+    def modified(self) -> float:
+        """The time of the file, unix seconds: that of the photo's creation."""
+        return datetime.fromisoformat(self.photo.creation_time).timestamp()
+
 
 class Uploads:
     """Puts files into their places."""
@@ -53,7 +58,9 @@ class Uploads:
         if photo is None:
             # Clients of the API match this status and text.
             raise InternalError("photo not found")
-        extension = uploaded_extension(file_type, photo.file_type, photo.extension)
+        extension = uploaded_extension(
+            file_type, photo.file_type, photo.extension, photo.uploaded_extensions
+        )
         if extension is None:
             raise BadRequest(f"file_type is unknown: {file_type[:100]!r}")
         return Destination(user_id, photo, extension)
@@ -62,8 +69,11 @@ class Uploads:
         self, source: ByteSource, destination: Destination | None, *, limit: int
     ) -> PendingFile:
         """The bytes of `source` in a temporary file, beside `destination` if it is known."""
-        folder = destination.photo.folder if destination else None
-        return await self.storage.receive(source, folder, limit=limit)
+        if destination is None:
+            return await self.storage.receive(source, limit=limit)
+        return await self.storage.receive(
+            source, destination.photo.folder, modified=destination.modified, limit=limit
+        )
 
     async def complete(self, pending: PendingFile, destination: Destination) -> None:
         """Place the file and record it. When this returns, both survive a power cut.
@@ -100,8 +110,7 @@ class Uploads:
     async def _complete(self, pending: PendingFile, destination: Destination) -> None:
         async with pending, self.lock(destination.path):
             # The lock keeps file and row together when two clients send the same photo.
-            taken = datetime.fromisoformat(destination.photo.creation_time)
-            await pending.place(destination.path, taken.timestamp())
+            await pending.place(destination.path, destination.modified)
             await self._catalog.record_upload(
                 destination.user_id,
                 destination.photo.local_id,

@@ -80,6 +80,7 @@ class BackupWing:
         try:
             await self._database.open()
         except DatabaseError as exc:
+            self._storage.close()
             raise StartError(f"DB_PATH: {exc}") from exc
         sweeping = asyncio.create_task(self._sweep_for_ever())
         try:
@@ -90,13 +91,14 @@ class BackupWing:
             await self._uploads.close()
             self._accounts.close()
             await self._database.close()
+            self._storage.close()
 
     async def _sweep_for_ever(self) -> None:
         """Forget expired tokens and abandoned chunks, now and every hour."""
         while True:
             try:
                 tokens = await self._tokens.sweep()
-                chunks = await asyncio.to_thread(self._chunks.sweep)
+                chunks = await self._chunks.sweep()
             except Exception:
                 _logger.exception("sweeping failed")
             else:
