@@ -231,3 +231,21 @@ def test_every_format_of_immichs_has_its_own_name(extension: str) -> None:
     by_type = uploaded_extension(MIME_TYPES[extension], "image/bmp", "bmp")
     assert by_type is not None
     assert MIME_TYPES[by_type] == MIME_TYPES[extension]
+
+
+@pytest.mark.parametrize(
+    ("file_type", "indexed", "uploaded", "extension"),
+    [
+        ("jpeg", "heic", ("jpg",), "jpg"),
+        ("jpg", "heic", (), "jpg"),
+        ("image/jpeg", "jpeg", (), "jpeg"),
+        ("insp", "jpg", ("jpg",), "insp"),  # a panorama beside a photo, though both are JPEG
+        ("insv", "mp4", (), "insv"),
+        ("ts", "mts", (), "ts"),
+        ("tiff", "tif", (), "tif"),
+    ],
+)
+def test_only_two_names_of_one_format_are_the_same_file(
+    file_type: str, indexed: str, uploaded: tuple[str, ...], extension: str
+) -> None:
+    assert uploaded_extension(file_type, "image/x", indexed, uploaded) == extension

@@ -489,3 +489,16 @@ async def test_expires_at_has_the_offset_of_the_server(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+async def test_a_login_that_a_new_password_overtakes_gets_no_token(
+    accounts: Accounts, database: Database
+) -> None:
+    await accounts.create("anna", "OldPassword1")
+    tokens = Tokens(database, bytes(32), 3600)
+    verified = await accounts.authenticate("anna", "OldPassword1")
+    await accounts.reset_password("anna", "NewPassword1")
+    assert await tokens.issue(verified) is None
+    gone = await accounts.authenticate("anna", "NewPassword1")
+    await accounts.delete("anna")
+    assert await tokens.issue(gone) is None
