@@ -14,6 +14,7 @@ from backup_uploads import (
     DAY,
     FOLDER,
     MemoryGrowth,
+    Route,
     StartServerProcess,
     index,
     on_disk,
@@ -487,3 +488,64 @@ class TestVersions:
             )
             assert answer.json["complete"] is (number == 1)
         assert photos(storage_dir) == {JPG: b"V2-0V2-1"}
+
+    async def test_a_version_that_shares_a_chunk_with_the_last(
+        self, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        for number, data in enumerate((b"same", b"v1-1")):
+            await send(api, number, 2, data)
+        # Without an `upload_id` this looks like an answer that was lost. What the next one says
+        # is missing then completes the new version.
+        await send(api, 0, 2, b"same")
+        answer = await send(api, 1, 2, b"V2-1")
+        assert (answer.json["complete"], answer.json["received"]) == (False, [1])
+        answer = await send(api, 0, 2, b"same")
+        assert answer.json["complete"] is True
+        assert on_disk(storage_dir) == {JPG: b"sameV2-1"}
+
+
+class TestSentAgain:
+    """Chunks that were joined once, of a photo that is no longer there as they made it."""
+
+    async def stored(self, api: Api) -> None:
+        await index(api, "IMG_1234")
+        await self.again(api)
+
+    async def again(self, api: Api) -> None:
+        for number, data in enumerate((b"one ", b"photo")):
+            answer = await send(api, number, 2, data)
+            assert answer.status == 200, answer
+        assert answer.json["complete"] is True
+
+    async def test_a_photo_that_was_lost(self, api: Api, storage_dir: Path) -> None:
+        await self.stored(api)
+        (storage_dir / JPG).unlink()
+        await self.again(api)
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+
+    async def test_a_photo_that_was_damaged(self, api: Api, storage_dir: Path) -> None:
+        await self.stored(api)
+        (storage_dir / JPG).write_bytes(b"one ph\0\0\0")
+        await self.again(api)
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+
+    @pytest.mark.parametrize("route", ["form", "raw"])
+    async def test_a_photo_that_was_replaced(
+        self, route: Route, api: Api, storage_dir: Path
+    ) -> None:
+        await self.stored(api)
+        await upload(api, route, b"another")
+        await self.again(api)
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+
+    async def test_a_photo_that_counts_as_not_uploaded(
+        self, api: Api, storage_dir: Path, db_path: Path
+    ) -> None:
+        # As after a repair, or with a database from a backup.
+        await self.stored(api)
+        rows(db_path, "UPDATE photos_user_1 SET uploaded_extensions = '[]', file_count = 0")
+        await self.again(api)
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+        (row,) = rows(db_path, "SELECT * FROM photos_user_1")
+        assert (row["file_count"], row["uploaded_extensions"]) == (1, '["jpg"]')
