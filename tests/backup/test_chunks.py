@@ -456,6 +456,16 @@ class TestVersions:
         assert kept(storage_dir) == []
         assert on_disk(storage_dir) == {JPG: b"one photo"}
 
+    async def test_an_answer_can_be_asked_for_while_it_is_awaited(
+        self, api: Api, storage_dir: Path
+    ) -> None:
+        # As a client does that has waited for long enough: the photo is being joined.
+        await index(api, "IMG_1234")
+        await send(api, 0, 2, b"one ")
+        answers = await asyncio.gather(*(send(api, 1, 2, b"photo") for _ in range(5)))
+        assert [(a.json["complete"], a.json["size"]) for a in answers] == [(True, 9)] * 5
+        assert on_disk(storage_dir) == {JPG: b"one photo"}
+
     async def test_another_version_after_the_end(self, api: Api, storage_dir: Path) -> None:
         await index(api, "IMG_1234")
         for number, data in enumerate((b"v1-0", b"v1-1")):

@@ -87,8 +87,10 @@ class Chunks:
         folder = self._root / chunks.folder
         async with pending, self._uploads.lock(str(folder)):
             digest = await self._storage.run(pending.path, lambda: _digest(pending.path))
-            size = await self._storage.run(folder, lambda: _size_if_done(folder, number, digest))
-            if size is not None:
+            size = await self._storage.run(
+                folder, lambda: self._size_if_done(chunks, number, digest)
+            )
+            if size is not None and await self._uploads.is_recorded(chunks.destination):
                 return list(range(chunks.total)), size
             there = await self._storage.run(folder, lambda: _matching(folder, number, digest))
             if number in there:
@@ -108,14 +110,20 @@ class Chunks:
         """Make one file of all chunks, and leave a note of it in their place; its size."""
         folder = self._root / chunks.folder
         joined = self._storage.pending(self._storage.path(chunks.destination.path).parent)
+        place = self._storage.path(chunks.destination.path)
         async with joined:
             await joined.fill(partial(_copy_in_order, there), chunks.destination.modified)
+            written = await self._storage.run(joined.path, lambda: _identity(joined.path))
             await self._uploads.complete(joined, chunks.destination)
-        note = {"size": joined.size, "digests": {n: chunk.digest for n, chunk in there.items()}}
-        pending = self._storage.pending(folder.parent)
-        async with pending:
-            await pending.fill(lambda file: file.write(json.dumps(note).encode()))
-            await pending.move(folder.with_suffix(_DONE))
+        placed = await self._storage.run(place, lambda: _identity(place))
+        # Another upload may have taken its place already; then there is nothing to note.
+        if written and placed and written["inode"] == placed["inode"]:
+            digests = {n: chunk.digest for n, chunk in there.items()}
+            note = json.dumps({"size": joined.size, "digests": digests, "file": placed})
+            pending = self._storage.pending(folder.parent)
+            async with pending:
+                await pending.fill(lambda file: file.write(note.encode()))
+                await pending.move(folder.with_suffix(_DONE))
         await self._storage.run(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
         return joined.size
 
@@ -127,6 +135,23 @@ class Chunks:
             async with self._uploads.lock(str(path.with_suffix(""))):
                 swept += await self._storage.run(path, partial(_remove_if_old, path))
         return swept
+
+    def _size_if_done(self, chunks: ChunkSet, number: int, digest: str) -> int | None:
+        """The size of the photo if this chunk of it was joined already, else None.
+
+        Only while the photo is there as it was joined: one that was lost or replaced has to
+        be stored again.
+        """
+        path = (self._root / chunks.folder).with_suffix(_DONE)
+        try:
+            note = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        file = _identity(self._storage.path(chunks.destination.path))
+        if note["digests"].get(str(number)) == digest and note["file"] == file:
+            return int(note["size"])
+        path.unlink()  # a new version of the photo begins
+        return None
 
 
 def _matching(folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
@@ -144,17 +169,13 @@ def _matching(folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
     return chunks
 
 
-def _size_if_done(folder: Path, number: int, digest: str) -> int | None:
-    """The size of the photo if this chunk of it was joined already, else None."""
-    path = folder.with_suffix(_DONE)
+def _identity(path: Path) -> dict[str, int] | None:
+    """What tells a file from any that takes its place or changes it; None if there is none."""
     try:
-        note = json.loads(path.read_bytes())
+        status = path.stat()
     except FileNotFoundError:
         return None
-    if note["digests"].get(str(number)) == digest:
-        return int(note["size"])
-    path.unlink()  # a new version of the photo begins
-    return None
+    return {"inode": status.st_ino, "changed": status.st_ctime_ns, "size": status.st_size}
 
 
 def _digest(path: Path) -> str:

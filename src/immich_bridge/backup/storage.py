@@ -188,13 +188,12 @@ class PendingFile:
         self.path = path
         self.size = 0
         self._storage = storage
-        self._file: BufferedWriter
+        self._file: BufferedWriter | None = None
         self._modified: float | None = None
         self._placed = False
 
     async def receive(self, source: ByteSource, modified: float | None, limit: int) -> None:
         """Write all that `source` gives, gathered, and sync it."""
-        await self._storage.run(self.path, self._open)
         gathered: list[bytes] = []
         waiting = 0
         while piece := await source.read():
@@ -204,19 +203,22 @@ class PendingFile:
             gathered.append(piece)
             waiting += len(piece)
             if waiting >= _GATHER:
+                if self._file is None:
+                    await self._storage.run(self.path, self._open)
                 await self._write(b"".join(gathered))
                 gathered.clear()
                 waiting = 0
-        await self._write(b"".join(gathered))
 
         def settle() -> None:
             # Synced and closed by the descriptor that wrote: some file systems tell of a
             # failed write to that one alone, and only then.
-            with self._file as file:
+            with self._file or self._open() as file:
+                file.write(b"".join(gathered))
                 file.flush()
                 _set_time(file.fileno(), modified)
                 os.fsync(file.fileno())
 
+        # A photo of less than a gather is written, synced and closed in this one hop.
         await self._storage.run(self.path, settle)
         self._modified = modified
 
@@ -224,8 +226,7 @@ class PendingFile:
         """Write with `work`, in a thread, and sync it."""
 
         def write() -> None:
-            self._open()
-            with self._file as file:
+            with self._open() as file:
                 work(file)
                 self.size = file.tell()
                 file.flush()
@@ -239,7 +240,7 @@ class PendingFile:
         """Remove the file."""
 
         def remove() -> None:
-            if hasattr(self, "_file"):
+            if self._file is not None:
                 # To close flushes, and may fail as any write: there is an error already.
                 with suppress(OSError):
                     self._file.close()
@@ -273,11 +274,12 @@ class PendingFile:
         await self._storage.run(destination, move)
         self._placed = True
 
-    def _open(self) -> None:
+    def _open(self) -> BufferedWriter:
         """Make the file, and the folder around it."""
         self._storage.make_folder(self.path.parent)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE)
         self._file = os.fdopen(descriptor, "wb")
+        return self._file
 
     async def _write(self, data: bytes) -> None:
         file = wrap(self._file, executor=self._storage.executor)

@@ -83,6 +83,11 @@ class Uploads:
         """
         await self.to_its_end(self._complete(pending, destination))
 
+    async def is_recorded(self, destination: Destination) -> bool:
+        """Whether the database holds the file for stored, at this moment."""
+        photo = await self._catalog.find(destination.user_id, destination.photo.local_id)
+        return photo is not None and destination.extension in photo.uploaded_extensions
+
     async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in a task that the caller's cancellation does not stop."""
         task = asyncio.create_task(work)
