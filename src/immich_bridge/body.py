@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from immich_bridge.digests import ExpectedDigest
 from immich_bridge.errors import (
@@ -19,6 +19,7 @@ from immich_bridge.errors import (
     ClientGone,
     PayloadTooLarge,
     RequestTimeout,
+    Unavailable,
 )
 
 _WATCH_INTERVAL: Final = 1.0
@@ -53,7 +54,10 @@ class IncomingBody:
         self._idle_timeout = idle_timeout
         self._limit = limit
         self._digests = digests
-        self._expects_continue = request.headers.get("Expect", "").lower() == "100-continue"
+        self._expects_continue = (
+            request.version >= HttpVersion11
+            and request.headers.get("Expect", "").lower() == "100-continue"
+        )
         self._peeked: list[bytes] = []
         self._ended = False
         self._waiting_since: float | None = None
@@ -107,6 +111,11 @@ class IncomingBody:
             piece = await self._content.readany()
         except BridgeError:
             raise
+        except asyncio.CancelledError as exc:
+            if self._content.exception() is not exc:
+                raise
+            # Not we are cancelled: aiohttp ends the body so when the server shuts down.
+            raise Unavailable("this server is stopping") from None
         except (OSError, RuntimeError) as exc:
             # What aiohttp raises once the connection is lost under a reader.
             raise ClientGone("the client closed the connection in mid-body") from exc

@@ -27,8 +27,8 @@ _BACKLOG: Final = 1024
 _READ_BUFFER_ASYNCIO: Final = 256 * 1024
 # uvloop reads in smaller pieces; a larger buffer costs memory and brings nothing.
 _READ_BUFFER_UVLOOP: Final = 64 * 1024
-_ABORT_SECONDS: Final = 1.0
-"""How long requests that outlived the grace may take to clean up after their cancellation."""
+_ABORT_SECONDS: Final = 0.5
+"""How long requests that outlived the grace are waited for, before and after they are cancelled."""
 
 
 class Server:
@@ -148,8 +148,8 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(address, family=family)
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
         raise StartError(f"cannot listen on {host or '*'}:{port}: {reason}") from exc
 
 

@@ -1,6 +1,7 @@
 """How the text of a setting becomes a value. Each parser raises `ValueError` for anything else."""
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,7 +17,7 @@ MIN_SECRET_LENGTH: Final = 32
 
 def parse_address(text: str) -> tuple[str, int]:
     """`host:port`, `:port` (host is then empty) or `[v6]:port`."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]*)):(\d{1,5})", text)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]*)):([0-9]{1,5})", text)
     if match is None or int(match[3]) > 65535:
         raise ValueError
     return match[1] or match[2] or "", int(match[3])
@@ -24,7 +25,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 def parse_port(text: str) -> int:
     """A TCP port; 0 lets the system choose."""
-    if not re.fullmatch(r"\d{1,5}", text) or int(text) > 65535:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
         raise ValueError
     return int(text)
 
@@ -46,6 +47,7 @@ def parse_http_url(text: str) -> str:
     if url.username or url.password or url.query or url.fragment or re.search(r"[\s\x00]", text):
         raise ValueError
     _ = url.port  # raises ValueError when it is no port
+    url.hostname.encode("idna")  # raises UnicodeError, a ValueError, when it is no host name
     return text.rstrip("/")
 
 
@@ -80,7 +82,10 @@ def parse_duration(text: str) -> float:
         raise ValueError
     if len(parts) > 1 and not all(unit for _, unit in parts):
         raise ValueError
-    return sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+    if not math.isfinite(seconds) or not text.isascii():
+        raise ValueError
+    return seconds
 
 
 def parse_positive_duration(text: str) -> float:

@@ -25,6 +25,7 @@ TABLES = ["files", "schema_version", "tokens", "users"]
 INSERT = (
     "INSERT INTO users (username, password_hash, created_at, updated_at) VALUES (?, '', '', '')"
 )
+THEIRS = INSERT.replace("?", "'theirs'")
 
 
 def insert(username: str) -> Callable[[sqlite3.Connection], int]:
@@ -65,21 +66,28 @@ async def opened(path: Path) -> AsyncIterator[Database]:
 
 async def refusal(path: Path) -> str:
     """Why the file cannot be opened; no connection is left of the attempt."""
-    with pytest.raises(DatabaseError) as error:
-        await Database(path).open()
+    database = Database(path)
+    try:
+        await database.open()
+    except DatabaseError as exc:
+        reason = str(exc)
+    else:
+        await database.close()
+        pytest.fail(f"{path} was opened")
     for thread in threading.enumerate():
         if "_connection_worker_thread" in thread.name:  # aiosqlite's, one a connection
             await asyncio.to_thread(thread.join, PATIENCE)
             assert not thread.is_alive()
-    return str(error.value)
+    return reason
 
 
 # Not a fork: SQLite's own tables of who holds which lock must not be inherited.
-WRITE = f"""
+WRITE = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
 connection.execute("BEGIN IMMEDIATE")
-connection.execute({INSERT!r}, ("theirs",))
+for statement in sys.argv[2:]:
+    connection.execute(statement)
 print("begun", flush=True)
 sys.stdin.readline()
 connection.execute("COMMIT")
@@ -88,10 +96,12 @@ connection.close()
 
 
 @contextmanager
-def another_process_writes(db_path: Path) -> Iterator[Callable[[], None]]:
+def another_process_writes(db_path: Path, *statements: str) -> Iterator[Callable[[], None]]:
     """A transaction of another process that has written and goes on; called, it commits."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITE, db_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", WRITE, db_path, *(statements or [THEIRS])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
     def commit() -> None:
@@ -380,6 +390,27 @@ async def test_opening_a_file_that_has_no_wal_yet_waits_for_another_process(
         await opening
     await database.close()
     assert rows(path, "PRAGMA journal_mode") == [{"journal_mode": "wal"}]
+    assert usernames(path) == ["theirs"]
+
+
+async def test_opening_waits_while_another_process_makes_the_tables(tmp_path: Path) -> None:
+    path, theirs = tmp_path / "app.db", tmp_path / "theirs.db"
+    async with opened(theirs):
+        pass
+    made = [row["sql"] for row in schema(theirs) if row["sql"] and "sqlite_" not in row["name"]]
+    tables_first = sorted(made, key=lambda statement: "INDEX" in statement)
+    assert rows(path, "PRAGMA journal_mode = WAL") == [{"journal_mode": "wal"}]
+    version = "INSERT INTO schema_version VALUES (1)"
+    with another_process_writes(path, *tables_first, version, THEIRS) as commit:
+        database = Database(path)
+        opening = asyncio.create_task(database.open())
+        done, _ = await asyncio.wait({opening}, timeout=0.2)
+        assert not done
+        await asyncio.to_thread(commit)
+        await opening
+    await database.close()
+    assert tables(path) == TABLES
+    assert rows(path, "SELECT * FROM schema_version") == [{"version": 1}]
     assert usernames(path) == ["theirs"]
 
 

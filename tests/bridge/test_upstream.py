@@ -328,3 +328,22 @@ class TestConnections:
                         assert told.body == f"/{number}/{turn} ".encode() + body
 
             await asyncio.gather(*map(ask, range(20)))
+
+
+async def test_what_came_unasked_is_nobodys_answer(start_bridge: StartBridge) -> None:
+    sent = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            message = await peer.read_request()
+            await peer.send(answer(body=message.target))
+            if message.target == b"/alice":
+                await peer.send(answer(body=b"for nobody"))
+                sent.set()
+
+    async with front_of(start_bridge, script) as (bridge, upstream):
+        assert (await fetch(bridge.address, "GET", "/alice")).body == b"/alice"
+        await asyncio.wait_for(sent.wait(), PATIENCE)
+        await let_time_pass(0.05)
+        assert (await fetch(bridge.address, "GET", "/bob")).body == b"/bob"
+        assert upstream.connections == 2

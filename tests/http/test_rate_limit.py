@@ -10,13 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from limits.aio.storage import Storage
 
 from backup_wing import PASSWORD, USERNAME, Api, settings_in
 from backup_wing import photo as new_photo
 from immich_bridge.backup.accounts import Accounts
 from immich_bridge.backup.database import Database
-from immich_bridge.http.rate_limit import RateLimitStorageError, rate_limit_storage
+from immich_bridge.errors import RateLimited
+from immich_bridge.http.rate_limit import RateLimit, RateLimitStorageError, rate_limit_storage
 from immich_bridge.serve import Server
 from wire import PATIENCE, Message, connect, request
 
@@ -254,6 +256,16 @@ async def test_two_servers_do_not_share_counts_in_memory(start: Start) -> None:
         server = await start(RATE_LIMIT_LOGIN="1/minute")
         assert (await log_in(server.address)).status == 400
         assert (await log_in(server.address)).status == 429
+
+
+async def test_limits_of_different_scope_do_not_count_together() -> None:
+    counts = rate_limit_storage("memory://")
+    request = make_mocked_request("POST", "/")
+    for scope in "login", "upload":
+        limit = RateLimit(counts, "1/minute", scope)
+        await limit.hit(request, "7")
+        with pytest.raises(RateLimited):
+            await limit.hit(request, "7")
 
 
 def test_counts_in_memory_need_nothing() -> None:

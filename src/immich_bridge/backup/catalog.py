@@ -89,12 +89,12 @@ class Catalog:
             known = _find_all(db, table, {photo.local_id for photo in photos})
             number = db.execute(_NEXT_NUMBER.format(table=table), (folder,)).fetchone()[0]
             now = utc_now()
+            new: list[dict[str, object]] = []
             for photo in photos:
                 if photo.local_id in known:
                     continue
                 stem = file_stem(number)
-                db.execute(
-                    insert,
+                new.append(
                     {
                         "local_id": photo.local_id,
                         "creation_time": photo.creation_time,
@@ -104,7 +104,7 @@ class Catalog:
                         "extension": photo.extension,
                         "number": number,
                         "now": now,
-                    },
+                    }
                 )
                 number += 1
                 known[photo.local_id] = Photo(
@@ -116,6 +116,7 @@ class Catalog:
                     photo.extension,
                     (),
                 )
+            db.executemany(insert, new)
             return [known[photo.local_id] for photo in photos]
 
         try:

@@ -4,7 +4,14 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from aiohttp import ClientError, ClientResponse, HttpVersion10, HttpVersion11, web
+from aiohttp import (
+    ClientConnectionResetError,
+    ClientError,
+    ClientResponse,
+    HttpVersion10,
+    HttpVersion11,
+    web,
+)
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
@@ -106,6 +113,8 @@ async def relay(
         while piece:
             await response.write(piece)
             piece = await content.readany()
+    except ClientConnectionResetError:
+        raise  # of a write: it is the client that has gone
     except ClientError as exc:
         request[OUTCOME] = "Immich broke off its answer"
         _logger.warning("Immich broke off its answer: %s", type(exc).__name__)

@@ -38,7 +38,7 @@ from immich_bridge.bridge.headers import RawHeaders, render_head
 from immich_bridge.config import Config
 from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, StartError, Unavailable
 
-# Immich closes idle connections after 5 to 6 seconds; ours are gone before.
+# Immich closes idle connections after 5 to 6 seconds; ours are not used again after that.
 _KEEPALIVE_SECONDS: Final = 4.0
 _READ_BUFFER: Final = 256 * 1024
 _MAX_FIELD_SIZE: Final = 64 * 1024
@@ -109,6 +109,11 @@ class _UpstreamRequest(ClientRequest):
     async def send(self, conn: Connection) -> ClientResponse:
         protocol = conn.protocol
         if protocol is None or protocol.transport is None:
+            raise ServerDisconnectedError
+        if protocol.should_close:
+            # Something came unasked while the connection was idle. It answers nobody, least
+            # of all the client whose request would be next on it.
+            conn.close()
             raise ServerDisconnectedError
         self.exchange.transport = protocol.transport
         writer = _HeadWriter(protocol, self.loop)
@@ -232,6 +237,8 @@ class Upstream:
                 exchange.abort()
             if response is not None:
                 response.close()
+            if response is not None and isinstance(exc, ConnectionError):
+                raise  # of a write to the client: Immich has answered
             if isinstance(exc, ClientError | TimeoutError | OSError):
                 raise _translate(exc) from exc
             raise

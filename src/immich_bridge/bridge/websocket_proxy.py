@@ -14,6 +14,7 @@ from aiohttp.http import StreamWriter
 from immich_bridge.bridge.headers import RawHeaders, end_to_end
 from immich_bridge.bridge.relay import RelayedResponse, relay
 from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.errors import Unavailable
 from immich_bridge.http.middleware import BYTES_IN, REQUEST_ID, REQUEST_ID_HEADER
 
 # `Upgrade` and `Connection` concern one connection each (RFC 9110 7.8), so they are made anew.
@@ -36,6 +37,7 @@ class WebSocketProxy:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._tunnels: set[asyncio.Transport] = set()
+        self._closed = False
 
     async def handle(
         self, request: web.Request, target: bytes, headers: RawHeaders
@@ -44,6 +46,8 @@ class WebSocketProxy:
         async with self._upstream.request("GET", target, [*headers, *UPGRADE_HEADERS]) as answer:
             if answer.status != 101:
                 return await relay(request, answer)
+            if self._closed:
+                raise Unavailable("this server is stopping")
             response = RelayedResponse(
                 101,
                 answer.reason or "",
@@ -70,6 +74,7 @@ class WebSocketProxy:
 
     def close_all(self) -> None:
         """End every tunnel: idle sockets must not hold up a shutdown, and clients come back."""
+        self._closed = True
         for transport in self._tunnels:
             transport.close()
 
