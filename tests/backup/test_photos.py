@@ -327,7 +327,7 @@ class TestDigests:
         self, route: Route, api: Api, storage_dir: Path
     ) -> None:
         await index(api, "IMG_1234")
-        for number, epilogue in enumerate((b"one line", b"\r\n\r\na\r\nb\r\n", pattern(400_000))):
+        for number, epilogue in enumerate((b"one line", b"\r\na\r\nb\r\n", pattern(4_000_000))):
             content = pattern(1000, number)
             _, form = upload_request(route, api.token, content)
             for digested, status in (
