@@ -276,6 +276,70 @@ async def test_transactions_follow_one_another(database: Database, db_path: Path
     assert usernames(db_path) == expected
 
 
+async def test_what_waits_for_the_writer_shares_one_transaction(
+    database: Database, db_path: Path
+) -> None:
+    go_on = threading.Event()
+    unfinished: list[list[str]] = []
+
+    def insert_and_look(username: str) -> Callable[[sqlite3.Connection], None]:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(INSERT, (username,))
+            unfinished.append(usernames(db_path))  # by another connection: what is committed
+
+        return work
+
+    first = asyncio.create_task(database.write(lambda _: go_on.wait(PATIENCE)))
+    await asyncio.sleep(0)  # its turn has come, and the writer is busy
+    others = [asyncio.create_task(database.write(insert_and_look(n))) for n in ("a", "b", "c")]
+    cancelled = asyncio.create_task(database.write(insert("never")))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    go_on.set()
+    await asyncio.gather(first, *others)
+    assert unfinished == [[], [], []]
+    assert usernames(db_path) == ["a", "b", "c"]
+
+
+async def test_a_transaction_that_fails_spoils_no_other(database: Database, db_path: Path) -> None:
+    go_on = threading.Event()
+
+    def unwilling(db: sqlite3.Connection) -> None:
+        db.execute(INSERT, ("unwilling",))
+        raise Unwilling
+
+    first = asyncio.create_task(database.write(lambda _: go_on.wait(PATIENCE)))
+    await asyncio.sleep(0)
+    works = [insert("anna"), unwilling, insert("anna"), insert("bert")]
+    tasks = [asyncio.create_task(database.write(work)) for work in works]
+    await asyncio.sleep(0)
+    go_on.set()
+    anna, failed, again, bert = await asyncio.gather(*tasks, return_exceptions=True)
+    await first
+    assert (anna, bert) == (1, 1)
+    assert isinstance(failed, Unwilling)
+    assert isinstance(again, InternalError)
+    assert usernames(db_path) == ["anna", "bert"]
+
+
+async def test_a_read_that_fails_spoils_no_other(database: Database) -> None:
+    go_on = threading.Event()
+    first = asyncio.create_task(database.read(lambda _: go_on.wait(PATIENCE)))
+    await asyncio.sleep(0)
+    queries = ["SELECT 1", "SELECT nothing", "SELECT 2"]
+
+    def one(query: str) -> Callable[[sqlite3.Connection], int]:
+        return lambda db: int(db.execute(query).fetchone()[0])
+
+    tasks = [asyncio.create_task(database.read(one(query))) for query in queries]
+    await asyncio.sleep(0)
+    go_on.set()
+    first_number, failed, second_number = await asyncio.gather(*tasks, return_exceptions=True)
+    await first
+    assert (first_number, second_number) == (1, 2)
+    assert isinstance(failed, InternalError)
+
+
 async def test_a_transaction_ends_also_when_its_caller_is_cancelled(
     database: Database, db_path: Path
 ) -> None:

@@ -83,9 +83,9 @@ class TestClientGone:
         await index(api, "IMG_1234", "new")
         await upload(api, "raw", OLD)
         content = pattern(3_000_000, 2)
-        length = len(upload_request(route, api.token, content)[1])
         with written_log() as log:
             for local_id in ("IMG_1234", "new"):
+                length = len(upload_request(route, api.token, content, local_id=local_id)[1])
                 for sent in (0, 1, 1000, 1_600_000, length - 60, length - 1):
                     request_id = f"{local_id}-{sent}"
                     header = ("X-Request-Id", request_id)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 async def store(storage: Storage, content: bytes, logical: str = LOGICAL) -> Path:
     async with await storage.receive(Pieces(content), LOGICAL_FOLDER) as pending:
-        await pending.place(logical, TAKEN)
+        await pending.place(storage.path(logical), TAKEN)
     return storage.path(logical)
 
 
@@ -86,19 +87,38 @@ class TestReceivingAndPlacing:
         pieces = [content[at : at + 70_001] for at in range(0, len(content), 70_001)]
         async with await storage.receive(Pieces(*pieces), LOGICAL_FOLDER) as pending:
             assert pending.size == len(content)
-            await pending.place(LOGICAL, TAKEN)
+            await pending.place(storage.path(LOGICAL), TAKEN)
         assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": content}
 
     async def test_what_is_not_placed_is_removed(self, storage: Storage, storage_dir: Path) -> None:
-        async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER):
-            assert list(on_disk(storage_dir).values()) == [b"photo"]
-        assert on_disk(storage_dir) == {}
+        for content in (b"photo", pattern(3_000_001)):
+            async with await storage.receive(Pieces(content), LOGICAL_FOLDER):
+                pass
+            assert on_disk(storage_dir) == {}
+
+    async def test_a_small_photo_takes_no_file_before_it_is_placed(
+        self, storage: Storage, storage_dir: Path
+    ) -> None:
+        content = pattern(1_000_000)
+        async with await storage.receive(Pieces(content), LOGICAL_FOLDER) as pending:
+            assert on_disk(storage_dir) == {}
+            await pending.place(storage.path(LOGICAL), TAKEN)
+        assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": content}
+
+    async def test_the_digest_is_that_of_all_bytes(self, storage: Storage) -> None:
+        content = pattern(5_000_001)
+        for size in (1, 1_048_575, 1_048_576, 1_048_577, 5_000_001):
+            pieces = [content[at : min(at + 300_007, size)] for at in range(0, size, 300_007)]
+            async with await storage.receive(Pieces(*pieces), digest=True) as pending:
+                assert await pending.digest() == sha256(content[:size]).hexdigest()
+                await pending.place(storage.path(LOGICAL), TAKEN)
+            assert storage.path(LOGICAL).read_bytes() == content[:size]
 
     async def test_a_file_whose_place_is_not_known_yet(
         self, storage: Storage, storage_dir: Path
     ) -> None:
         async with await storage.receive(Pieces(b"photo")) as pending:
-            await pending.place(LOGICAL, TAKEN)
+            await pending.place(storage.path(LOGICAL), TAKEN)
         assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": b"photo"}
 
     @pytest.mark.parametrize("end", [ClientGone("gone"), OSError("torn"), KeyboardInterrupt()])
@@ -152,16 +172,17 @@ class TestReceivingAndPlacing:
             await task
         assert on_disk(storage_dir) == {}
 
+    @pytest.mark.parametrize("new", [b"new", pattern(2_500_000)], ids=["small", "large"])
     @pytest.mark.parametrize("steps", range(4))
     async def test_a_cancelled_placing_has_ended_when_it_says_so(
-        self, steps: int, storage: Storage, storage_dir: Path
+        self, steps: int, new: bytes, storage: Storage, storage_dir: Path
     ) -> None:
         await store(storage, b"old")
 
         async def replace() -> None:
-            async with await storage.receive(Pieces(b"new"), LOGICAL_FOLDER) as pending:
+            async with await storage.receive(Pieces(new), LOGICAL_FOLDER) as pending:
                 received.set()
-                await pending.place(LOGICAL, TAKEN)
+                await pending.place(storage.path(LOGICAL), TAKEN)
 
         received = asyncio.Event()
         task = asyncio.create_task(replace())
@@ -174,7 +195,7 @@ class TestReceivingAndPlacing:
         # No thread goes on behind the back of whoever was told that it is over.
         assert on_disk(storage_dir) in (
             {f"{FOLDER}/IMG_0001.jpg": b"old"},
-            {f"{FOLDER}/IMG_0001.jpg": b"new"},
+            {f"{FOLDER}/IMG_0001.jpg": new},
         )
 
     async def test_the_probe_of_readiness_leaves_nothing(
@@ -197,7 +218,7 @@ class TestWhatOthersSee:
         content = pattern(2_000_000)
         async with await storage.receive(Pieces(content, look, b"end"), LOGICAL_FOLDER) as pending:
             look()
-            await pending.place(LOGICAL, TAKEN)
+            await pending.place(storage.path(LOGICAL), TAKEN)
         assert seen == [pending.path] * 2
         # In the folder of its destination, so that the rename stays on one file system.
         assert pending.path.parent == storage_dir / FOLDER
@@ -227,7 +248,7 @@ class TestWhatOthersSee:
             )
             async with await storage.receive(source, LOGICAL_FOLDER) as pending:
                 seen.append(path.read_bytes())
-                await pending.place(LOGICAL, TAKEN)
+                await pending.place(storage.path(LOGICAL), TAKEN)
             assert path.read_bytes() == new
             # Whoever has the old photo open goes on reading the old photo.
             assert half + reader.read() == old
@@ -271,10 +292,10 @@ class TestModesAndTimes:
         umask(mask)
         storage = Storage(storage_dir)
         storage.prepare()
-        for pieces in (Pieces(b"new"), Pieces(b"over it")):
+        for pieces in (Pieces(pattern(2_000_000)), Pieces(pattern(2_000_001))):
             async with await storage.receive(pieces, LOGICAL_FOLDER) as pending:
                 assert mode(pending.path) == file_mode
-                await pending.place(LOGICAL, TAKEN)
+                await pending.place(storage.path(LOGICAL), TAKEN)
             path = storage.path(LOGICAL)
             assert mode(path) == file_mode
             for folder in path.relative_to(storage_dir).parents[:-1]:
@@ -306,7 +327,7 @@ class TestModesAndTimes:
         self, storage: Storage, storage_dir: Path
     ) -> None:
         async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER) as pending:
-            await pending.place(LOGICAL, 1e30)
+            await pending.place(storage.path(LOGICAL), 1e30)
         assert on_disk(storage_dir) == {f"{FOLDER}/IMG_0001.jpg": b"photo"}
 
 
@@ -336,8 +357,9 @@ class TestPaths:
         self, storage: Storage, storage_dir: Path
     ) -> None:
         (storage_dir / "photo" / "1").write_bytes(b"in the way")
-        with pytest.raises(Exception, match="cannot be stored: Not a directory"):
-            await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER)
+        for content in (b"photo", pattern(2_000_000)):
+            with pytest.raises(Exception, match="cannot be stored: Not a directory"):
+                await store(storage, content)
         assert on_disk(storage_dir) == {"photo/1": b"in the way"}
 
 
@@ -391,7 +413,8 @@ class TestSweeping:
     async def test_what_an_upload_under_way_writes_is_what_would_be_swept(
         self, storage: Storage
     ) -> None:
-        async with await storage.receive(Pieces(b"photo"), LOGICAL_FOLDER) as pending:
+        source = Pieces(pattern(2_000_000))
+        async with await storage.receive(source, LOGICAL_FOLDER) as pending:
             assert list(storage.temporary_files()) == [pending.path]
 
 

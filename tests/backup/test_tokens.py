@@ -250,6 +250,16 @@ async def test_the_list_has_its_own_word_on_when_a_token_ends(
     assert await tokens.refresh(text) is None
 
 
+async def test_a_token_that_counted_before_ends_when_its_time_has_come(
+    tokens: Tokens, anna: User, database: Database
+) -> None:
+    token = await issued(tokens, anna)
+    assert await tokens.check(token.text) == Session(anna.id, "anna")
+    await database.write(lambda db: db.execute("UPDATE tokens SET expires_at = 1").rowcount)
+    assert await tokens.check(token.text) is None
+    assert await tokens.refresh(token.text) is None
+
+
 async def test_a_refresh_swaps_the_token(tokens: Tokens, anna: User, db_path: Path) -> None:
     old = await issued(tokens, anna)
     other = await issued(tokens, anna)

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from immich_bridge.backup.storage import PendingFile, Storage
+from immich_bridge.backup.pending_file import PendingFile
+from immich_bridge.backup.storage import Storage
 from immich_bridge.backup.uploads import Destination, Uploads
 from immich_bridge.errors import PayloadTooLarge
 
@@ -86,21 +87,21 @@ class Chunks:
     ) -> tuple[list[int], int | None]:
         folder = self._root / chunks.folder
         async with pending, self._uploads.lock(str(folder)):
-            digest = await self._storage.run(pending.path, lambda: _digest(pending.path))
-            size = await self._storage.run(
+            digest = await pending.digest()
+            size = await self._storage.disk.run(
                 folder, lambda: self._size_if_done(chunks, number, digest)
             )
             if size is not None and await self._uploads.is_recorded(chunks.destination):
                 return list(range(chunks.total)), size
-            there = await self._storage.run(folder, lambda: _matching(folder, number, digest))
+            there = await self._storage.disk.run(folder, lambda: _matching(folder, number, digest))
             if number in there:
-                await self._storage.run(folder, partial(os.utime, folder))  # a sign of life
+                await self._storage.disk.run(folder, partial(os.utime, folder))  # a sign of life
             else:
                 together = sum(chunk.size for chunk in there.values()) + pending.size
                 if self._max_total and together > self._max_total:
                     raise PayloadTooLarge(f"the photo is larger than {self._max_total} bytes")
                 path = folder / f"{number}-{digest}"
-                await pending.move(path)
+                await pending.place(path)
                 there[number] = _Chunk(path, digest, pending.size)
             if len(there) < chunks.total:
                 return sorted(there), None
@@ -112,10 +113,10 @@ class Chunks:
         joined = self._storage.pending(self._storage.path(chunks.destination.path).parent)
         place = self._storage.path(chunks.destination.path)
         async with joined:
-            await joined.fill(partial(_copy_in_order, there), chunks.destination.modified)
-            written = await self._storage.run(joined.path, lambda: _identity(joined.path))
+            await joined.fill(partial(_copy_in_order, there))
+            written = await self._storage.disk.run(joined.path, lambda: _identity(joined.path))
             await self._uploads.complete(joined, chunks.destination)
-        placed = await self._storage.run(place, lambda: _identity(place))
+        placed = await self._storage.disk.run(place, lambda: _identity(place))
         # Another upload may have taken its place already; then there is nothing to note.
         if written and placed and written["inode"] == placed["inode"]:
             digests = {n: chunk.digest for n, chunk in there.items()}
@@ -123,17 +124,17 @@ class Chunks:
             pending = self._storage.pending(folder.parent)
             async with pending:
                 await pending.fill(lambda file: file.write(note.encode()))
-                await pending.move(folder.with_suffix(_DONE))
-        await self._storage.run(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
+                await pending.place(folder.with_suffix(_DONE))
+        await self._storage.disk.run(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
         return joined.size
 
     async def sweep(self) -> int:
         """Remove the chunks of uploads that nobody has gone on with for a day; how many."""
-        paths = await self._storage.run(self._root, lambda: list(self._root.glob("*/*")))
+        paths = await self._storage.disk.run(self._root, lambda: list(self._root.glob("*/*")))
         swept = 0
         for path in paths:
             async with self._uploads.lock(str(path.with_suffix(""))):
-                swept += await self._storage.run(path, partial(_remove_if_old, path))
+                swept += await self._storage.disk.run(path, partial(_remove_if_old, path))
         return swept
 
     def _size_if_done(self, chunks: ChunkSet, number: int, digest: str) -> int | None:
@@ -176,11 +177,6 @@ def _identity(path: Path) -> dict[str, int] | None:
     except FileNotFoundError:
         return None
     return {"inode": status.st_ino, "changed": status.st_ctime_ns, "size": status.st_size}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy_in_order(chunks: Mapping[int, _Chunk], joined: BinaryIO) -> None:

@@ -1,24 +1,29 @@
 """The SQLite file: its connections, its schema, and transactions in one thread hop.
 
 One connection writes, another reads. In WAL mode a reader is not held up by a writer, and
-the command line may work on the file while the server runs.
+the command line may work on the file while the server runs. Under load the hops are shared:
+what came while a connection was busy goes to it together.
 """
 
 import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import aiosqlite
 
 from immich_bridge.errors import InsufficientStorage, InternalError
 
 T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+"""Statements that belong together."""
 
 _BUSY_TIMEOUT_MS: Final = 15_000
 """How long a writer waits for another process (the command line) to finish its transaction."""
@@ -43,6 +48,69 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """What became of work that raised."""
+
+    error: Exception
+
+
+class _Lane:
+    """The way to one connection: what waits while it is busy goes there in one hop.
+
+    `run_all` runs each work on the connection's thread and gives its result, or `_Failed`.
+    """
+
+    def __init__(
+        self,
+        connection: aiosqlite.Connection,
+        run_all: Callable[..., list[Any]],
+    ) -> None:
+        self._connection = connection
+        self._run_all = run_all
+        self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
+        self._driver: asyncio.Task[None] | None = None
+
+    async def run(self, work: Work[T]) -> T:
+        """The result of `work`. Once begun it ends also when the caller is cancelled."""
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, outcome))
+        if self._driver is None:
+            self._driver = asyncio.create_task(self._drive())
+        try:
+            return await outcome
+        except sqlite3.Error as exc:
+            # Errors of the module itself, a closed connection say, have no code.
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise InsufficientStorage("the disk of the database is full") from exc
+            raise InternalError(f"database error: {exc}") from exc
+
+    async def close(self) -> None:
+        """Close the connection after what waits for it."""
+        if self._driver is not None:
+            await self._driver
+        await self._connection.close()
+
+    async def _drive(self) -> None:
+        while self._waiting:
+            batch = [each for each in self._waiting if not each[1].cancelled()]
+            self._waiting.clear()
+            try:
+                results = await _run(
+                    self._connection, partial(self._run_all, works=[work for work, _ in batch])
+                )
+            except Exception as exc:
+                results = [_Failed(exc)] * len(batch)
+            for (_, outcome), result in zip(batch, results, strict=True):
+                if outcome.done():
+                    continue  # cancelled meanwhile
+                if isinstance(result, _Failed):
+                    outcome.set_exception(result.error)
+                else:
+                    outcome.set_result(result)
+        self._driver = None
+
+
 class Database:
     """The database of the backup wing, between `open` and `close`.
 
@@ -51,79 +119,86 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer: aiosqlite.Connection
-        self._reader: aiosqlite.Connection
+        self._writer: _Lane
+        self._reader: _Lane
 
     async def open(self) -> None:
         """Open the file, make it if need be, and bring its schema up to date."""
         try:
             await asyncio.to_thread(_make_file, self._path)
-            self._writer = await aiosqlite.connect(self._path, isolation_level=None)
+            writer = await aiosqlite.connect(self._path, isolation_level=None)
         except (OSError, sqlite3.Error) as exc:
             raise DatabaseError(f"{self._path} cannot be opened: {exc}") from exc
         try:
-            await _run(self._writer, _prepare)
-            self._reader = await aiosqlite.connect(self._path, isolation_level=None)
+            await _run(writer, _prepare)
+            reader = await aiosqlite.connect(self._path, isolation_level=None)
         except (OSError, sqlite3.Error) as exc:
-            await self._writer.close()
+            await writer.close()
             raise DatabaseError(f"{self._path} cannot be used: {exc}") from exc
         except BaseException:
-            await self._writer.close()
+            await writer.close()
             raise
-        await _run(self._reader, _prepare_reader)
+        await _run(reader, _prepare_reader)
+        self._writer = _Lane(writer, _write_all)
+        self._reader = _Lane(reader, _read_all)
 
     async def close(self) -> None:
         """Close the file; what was committed stays."""
         await self._reader.close()
         await self._writer.close()
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction that waits for no other: all of it or nothing.
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` as part of one transaction; when this returns it would survive a power cut.
 
-        `work` runs on the writer's thread, where one transaction follows the other; it must
-        not keep the connection. Once begun it ends also when the caller is cancelled.
+        All of `work` counts or nothing. It runs on the writer's thread, must not keep the
+        connection, and may run a second time: transactions that come at the same time share
+        one, with its wait for the disk, and when one of them fails each gets its own.
         """
+        return await self._writer.run(work)
 
-        def transaction(connection: sqlite3.Connection) -> T:
-            # IMMEDIATE takes the write lock at once: a transaction that begins by reading
-            # cannot get it later while another process writes.
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        return await self._translated(self._writer, transaction)
-
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, work: Work[T]) -> T:
         """Run `work`, which only reads, and gives no cursor away.
 
         A cursor that outlives `work` would keep its view of the database open: whoever
         reads next would not see what was written since.
         """
-        return await self._translated(self._reader, work)
+        return await self._reader.run(work)
 
     async def check(self) -> None:
         """Return if the database answers; raise if not."""
         await self.read(lambda db: db.execute("SELECT version FROM schema_version").fetchone())
 
-    async def _translated(
-        self, connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]
-    ) -> T:
+
+def _write_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list[Any]:
+    try:
+        # IMMEDIATE takes the write lock at once: a transaction that begins by reading
+        # cannot get it later while another process writes.
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            return await _run(connection, work)
-        except sqlite3.Error as exc:
-            # Errors of the module itself, a closed connection say, have no code.
-            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                raise InsufficientStorage("the disk of the database is full") from exc
-            raise InternalError(f"database error: {exc}") from exc
+            results = [work(connection) for work in works]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    except Exception as exc:
+        if len(works) == 1:
+            return [_Failed(exc)]
+        return [result for work in works for result in _write_all(connection, [work])]
+    return results
 
 
-async def _run(connection: aiosqlite.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+def _read_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list[Any]:
+    results: list[Any] = []
+    for work in works:
+        try:
+            results.append(work(connection))
+        except Exception as exc:
+            results.append(_Failed(exc))
+    return results
+
+
+async def _run(connection: aiosqlite.Connection, work: Work[T]) -> T:
     """Run `work` on the connection's thread, in one hop for all of its statements.
 
     aiosqlite's public methods hop to the thread and back for every statement.

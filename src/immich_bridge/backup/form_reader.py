@@ -1,8 +1,16 @@
 """Reading an upload form part by part, with aiohttp's multipart reader over `IncomingBody`."""
 
+from functools import lru_cache
 from typing import Final, cast
 
-from aiohttp import BodyPartReader, MultipartReader, StreamReader
+from aiohttp import (
+    BodyPartReader,
+    MultipartReader,
+    StreamReader,
+    content_disposition_filename,
+    parse_content_disposition,
+)
+from aiohttp.helpers import reify
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
@@ -27,7 +35,7 @@ class FormReader:
             raise BadRequest("Invalid request format")
         self._stream = _FormStream(body)
         try:
-            self._reader = MultipartReader(headers, cast(StreamReader, self._stream))
+            self._reader = _Reader(headers, cast(StreamReader, self._stream))
         except ValueError as exc:
             raise _malformed(exc) from exc
 
@@ -75,6 +83,23 @@ class FormPart:
             return value.decode()
         except UnicodeDecodeError:
             raise BadRequest(f"{self.name} is not UTF-8 text") from None
+
+
+@lru_cache(maxsize=64)
+def _field_name(disposition: str) -> str | None:
+    """The name in a `Content-Disposition`: clients send the same few again and again."""
+    _, parameters = parse_content_disposition(disposition)
+    return content_disposition_filename(parameters, "name")
+
+
+class _Part(BodyPartReader):
+    @reify
+    def name(self) -> str | None:
+        return _field_name(self.headers.get("Content-Disposition", ""))
+
+
+class _Reader(MultipartReader):
+    part_reader_cls = _Part
 
 
 def _malformed(exc: Exception) -> BadRequest:

@@ -12,8 +12,8 @@ from immich_bridge.backup.catalog import Catalog, NewPhoto
 from immich_bridge.backup.chunks import MAX_CHUNKS, Chunks, ChunkSet
 from immich_bridge.backup.form_reader import FormPart, FormReader
 from immich_bridge.backup.naming import normal_extension, parse_date
+from immich_bridge.backup.pending_file import PendingFile
 from immich_bridge.backup.sessions import require_session
-from immich_bridge.backup.storage import PendingFile
 from immich_bridge.backup.tokens import Session, Tokens
 from immich_bridge.backup.uploads import Destination, Uploads
 from immich_bridge.body import IncomingBody
@@ -109,7 +109,7 @@ class Photos:
     async def upload_chunk(self, request: web.Request) -> web.Response:
         """`POST /photos/upload/chunk`: a form with one chunk of a file."""
         session = await self._begin_upload(request)
-        form = await self._read_form(request, session, "chunk_data")
+        form = await self._read_form(request, session, "chunk_data", digest=True)
         try:
             total = _whole_number(form.fields, "total_chunks", 1, MAX_CHUNKS)
             number = _whole_number(form.fields, "chunk_number", 0, total - 1)
@@ -141,9 +141,9 @@ class Photos:
         )
 
     async def _read_form(
-        self, request: web.Request, session: Session, file_field: str
+        self, request: web.Request, session: Session, file_field: str, *, digest: bool = False
     ) -> "_UploadForm":
-        """The whole form; its file is on disk, and belongs to the caller."""
+        """The whole form; its file belongs to the caller. With `digest` the file has one."""
         limit = self._config.max_upload_size
         fields: dict[str, str] = {}
         file: PendingFile | None = None
@@ -160,7 +160,9 @@ class Photos:
                     # With its fields in front, an upload that goes nowhere is refused now.
                     if {"local_id", "file_type"} <= fields.keys():
                         destination = await self._destination(session, fields)
-                    file = await self._uploads.receive(part, destination, limit=limit)
+                    file = await self._uploads.receive(
+                        part, destination, limit=limit, digest=digest
+                    )
             if destination is None:
                 destination = await self._destination(session, fields)
             if file is None:

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import jwt
 
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.database import Database, utc_now
-from immich_bridge.backup.storage import sync_folder
+from immich_bridge.backup.disk import sync_folder
 
 _ALGORITHM: Final = "HS256"
 _CLAIMS: Final = ("user_id", "username", "exp", "iat", "jti")
@@ -53,6 +54,8 @@ class Tokens:
         self._database = database
         self._key = key
         self._ttl = ttl
+        # What was signed stays so. Whether it is still alive and listed, the database says.
+        self._session = lru_cache(maxsize=256)(self._verified)
 
     async def issue(self, user: User) -> Token | None:
         """A new token for `user`; None if their password was changed since it was verified."""
@@ -70,8 +73,8 @@ class Tokens:
 
     async def check(self, text: str) -> Session | None:
         """Whose token `text` is; None unless it is signed by us, alive and listed."""
-        claims = self._decode(text)
-        if claims is None:
+        session = self._session(text)
+        if session is None:
             return None
 
         def work(db: sqlite3.Connection) -> bool:
@@ -79,24 +82,22 @@ class Tokens:
                 "SELECT user_id FROM tokens WHERE token_hash = ? AND expires_at > ?",
                 (_hash(text), int(time.time())),
             ).fetchone()
-            return row is not None and row["user_id"] == claims["user_id"]
+            return row is not None and row["user_id"] == session.user_id
 
-        if not await self._database.read(work):
-            return None
-        return Session(claims["user_id"], claims["username"])
+        return session if await self._database.read(work) else None
 
     async def refresh(self, text: str) -> Token | None:
         """Swap a valid token for a new one. Of two refreshes of one token, one wins."""
-        old = self._decode(text)
+        old = self._session(text)
         if old is None:
             return None
-        claims = self._claims(old["user_id"], old["username"])
+        claims = self._claims(old.user_id, old.username)
         new_text = self._encode(claims)
 
         def swap(db: sqlite3.Connection) -> bool:
             gone = db.execute(
                 "DELETE FROM tokens WHERE token_hash = ? AND user_id = ? AND expires_at > ?",
-                (_hash(text), old["user_id"], int(time.time())),
+                (_hash(text), old.user_id, int(time.time())),
             ).rowcount
             if gone:
                 _insert(db, new_text, claims)
@@ -126,8 +127,8 @@ class Tokens:
     def _encode(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
 
-    def _decode(self, text: str) -> dict[str, Any] | None:
-        """The claims of a token that we signed and that has not expired."""
+    def _verified(self, text: str) -> Session | None:
+        """What a token says that we signed and that had not expired when it was first seen."""
         if len(text) > _MAX_TOKEN_LENGTH:
             return None
         try:
@@ -138,7 +139,7 @@ class Tokens:
             return None
         user_id, username = claims["user_id"], claims["username"]
         well_typed = type(user_id) is int and type(username) is str
-        return claims if well_typed and 0 < user_id <= _MAX_USER_ID else None
+        return Session(user_id, username) if well_typed and 0 < user_id <= _MAX_USER_ID else None
 
 
 def load_key(secret: str | None, path: Path) -> bytes:

@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 
 from immich_bridge.backup.catalog import Catalog, Photo
 from immich_bridge.backup.naming import uploaded_extension
-from immich_bridge.backup.storage import ByteSource, PendingFile, Storage
+from immich_bridge.backup.pending_file import ByteSource, PendingFile
+from immich_bridge.backup.storage import Storage
 from immich_bridge.errors import BadRequest, InternalError
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Uploads:
 
     def __init__(self, catalog: Catalog, storage: Storage) -> None:
         self._catalog = catalog
-        self.storage = storage
+        self._storage = storage
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -66,14 +67,16 @@ class Uploads:
         return Destination(user_id, photo, extension)
 
     async def receive(
-        self, source: ByteSource, destination: Destination | None, *, limit: int
+        self,
+        source: ByteSource,
+        destination: Destination | None,
+        *,
+        limit: int,
+        digest: bool = False,
     ) -> PendingFile:
-        """The bytes of `source` in a temporary file, beside `destination` if it is known."""
-        if destination is None:
-            return await self.storage.receive(source, limit=limit)
-        return await self.storage.receive(
-            source, destination.photo.folder, modified=destination.modified, limit=limit
-        )
+        """The bytes of `source`, to be completed later; `destination` is None if not known yet."""
+        folder = destination.photo.folder if destination else None
+        return await self._storage.receive(source, folder, limit=limit, digest=digest)
 
     async def complete(self, pending: PendingFile, destination: Destination) -> None:
         """Place the file and record it. When this returns, both survive a power cut.
@@ -115,7 +118,7 @@ class Uploads:
     async def _complete(self, pending: PendingFile, destination: Destination) -> None:
         async with pending, self.lock(destination.path):
             # The lock keeps file and row together when two clients send the same photo.
-            await pending.place(destination.path, destination.modified)
+            await pending.place(self._storage.path(destination.path), destination.modified)
             await self._catalog.record_upload(
                 destination.user_id,
                 destination.photo.local_id,

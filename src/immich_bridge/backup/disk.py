@@ -1,0 +1,99 @@
+"""Work on a disk: in threads of its own, to its end, with errors that a client understands."""
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from immich_bridge.errors import InsufficientStorage, InternalError
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("immich_bridge.backup")
+
+_FOLDER_MODE: Final = 0o750
+_THREADS: Final = 32
+"""Uploads that the disk works for at once; each waits in its thread for the disk to sync."""
+
+
+class Disk:
+    """What lies below `root`.
+
+    Its work is done by threads of its own: a slow disk must not hold up what else needs one.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
+        self._synced: set[Path] = set()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self.executor.shutdown()
+
+    async def run(self, what: object, work: Callable[[], T]) -> T:
+        """Run `work` in a thread to its end, also when the caller is cancelled meanwhile.
+
+        An `OSError` becomes the error that the client gets; `what` names it in the log.
+        """
+        with translated(what):
+            return await to_its_end(asyncio.get_running_loop().run_in_executor(self.executor, work))
+
+    def make_folder(self, folder: Path) -> None:
+        """Make `folder` so that it survives a power cut.
+
+        A folder that was there already may be one whose maker was killed, or has not come
+        to its sync yet: so each entry is synced once a process.
+        """
+        exists = folder.is_dir()
+        if exists and folder in self._synced:
+            return
+        if not exists:
+            self.make_folder(folder.parent)
+            with suppress(FileExistsError):
+                folder.mkdir(mode=_FOLDER_MODE)
+        # What lies above the root may be closed to us, and is seldom ours to make.
+        with suppress(PermissionError) if self.root not in folder.parents else nullcontext():
+            sync_folder(folder.parent)
+        self._synced.add(folder)
+
+
+async def to_its_end(work: asyncio.Future[T]) -> T:
+    """The result of `work`, which goes on to its end also when the caller is cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        if not work.cancelled():
+            work.exception()  # looked at, so that asyncio does not complain
+        raise cancelled
+    return work.result()
+
+
+@contextmanager
+def translated(what: object) -> Iterator[None]:
+    """Turn an `OSError` into the error that its client gets; the log names the path."""
+    try:
+        yield
+    except OSError as exc:
+        _logger.error("cannot write %s: %s", what, exc)
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InsufficientStorage("the storage is full") from exc
+        raise InternalError(f"the file cannot be stored: {exc.strerror}") from exc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
