@@ -6,9 +6,8 @@ Every public method is one transaction and one hop to the database's thread.
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date
-from typing import Final
+from typing import Final, NamedTuple
 
 from immich_bridge.backup.database import Database, read_sql, utc_now
 from immich_bridge.backup.naming import day_folder, file_stem
@@ -17,8 +16,7 @@ from immich_bridge.errors import InternalError
 _INSERT: Final = """
     INSERT INTO {table} (local_id, creation_time, file_path, file_name, file_type,
                          created_at, updated_at, number, file_extension)
-    VALUES (:local_id, :creation_time, :folder, :stem, :file_type,
-            :now, :now, :number, :extension)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _NEXT_NUMBER: Final = "SELECT coalesce(max(number), 0) + 1 FROM {table} WHERE file_path = ?"
 _RECORD_FILE: Final = """
@@ -41,8 +39,7 @@ def create_photos_table(db: sqlite3.Connection, user_id: int) -> None:
     db.execute(read_sql("photos_table.sql").format(table=photos_table(user_id)))
 
 
-@dataclass(frozen=True)
-class NewPhoto:
+class NewPhoto(NamedTuple):
     """A photo as a client announces it; the fields have been checked."""
 
     local_id: str
@@ -51,8 +48,7 @@ class NewPhoto:
     file_type: str
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A photo as the catalog knows it. `folder` is as in the API, with a final slash."""
 
     local_id: str
@@ -89,34 +85,20 @@ class Catalog:
             known = _find_all(db, table, {photo.local_id for photo in photos})
             number = db.execute(_NEXT_NUMBER.format(table=table), (folder,)).fetchone()[0]
             now = utc_now()
-            new: list[dict[str, object]] = []
-            for photo in photos:
-                if photo.local_id in known:
+            rows: list[tuple[object, ...]] = []
+            for new in photos:
+                if new.local_id in known:
                     continue
+                local_id, created, extension, file_type = new
                 stem = file_stem(number)
-                new.append(
-                    {
-                        "local_id": photo.local_id,
-                        "creation_time": photo.creation_time,
-                        "folder": folder,
-                        "stem": stem,
-                        "file_type": photo.file_type,
-                        "extension": photo.extension,
-                        "number": number,
-                        "now": now,
-                    }
+                rows.append(
+                    (local_id, created, folder, stem, file_type, now, now, number, extension)
                 )
                 number += 1
-                known[photo.local_id] = Photo(
-                    photo.local_id,
-                    photo.creation_time,
-                    folder,
-                    stem,
-                    photo.file_type,
-                    photo.extension,
-                    (),
+                known[local_id] = Photo(
+                    local_id, created, folder, stem, file_type, extension, uploaded_extensions=()
                 )
-            db.executemany(insert, new)
+            db.executemany(insert, rows)
             return [known[photo.local_id] for photo in photos]
 
         try:

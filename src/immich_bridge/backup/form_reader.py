@@ -1,76 +1,135 @@
-"""Reading an upload form part by part, with aiohttp's multipart reader over `IncomingBody`."""
+"""Reading an upload form part by part, as it comes, without a copy of what is in it.
+
+aiohttp's own reader looks at each byte several times and hands it on in pieces of its own;
+here the pieces of the body pass through as they are, cut only where a delimiter is.
+"""
 
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final
 
-from aiohttp import (
-    BodyPartReader,
-    MultipartReader,
-    StreamReader,
-    content_disposition_filename,
-    parse_content_disposition,
-)
-from aiohttp.helpers import reify
+from aiohttp import content_disposition_filename, parse_content_disposition
+from aiohttp.helpers import parse_mimetype
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HeadersParser
 from multidict import CIMultiDictProxy
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.errors import BadRequest
 
-_FORM: Final = "multipart/form-data"
-_PIECE: Final = 1024 * 1024
-"""Bytes asked of the form at once: aiohttp's own 8 KiB cost ten times the CPU."""
 MAX_FIELD_BYTES: Final = 64 * 1024
-_MAX_LINE: Final = 16 * 1024
+_MAX_BOUNDARY: Final = 70  # RFC 2046 5.1.1
+_MAX_HEAD_BYTES: Final = 16 * 1024
+_MAX_HEADERS: Final = 64
+_BOUNDARY_GOES_ON: Final = "a line begins with its boundary, and goes on"
 
 
 class FormReader:
-    """The parts of the `multipart/form-data` body of a request, in their order.
+    """The parts of the `multipart/form-data` body of a request, in their order (RFC 7578).
 
-    Raises `BadRequest` for what is no form.
+    Raises `BadRequest` for what is no form. A line of content that begins with the
+    delimiter (RFC 2046 5.1.1) is refused as well: to take it for the end of the part would
+    cut a photo short.
     """
 
     def __init__(self, headers: CIMultiDictProxy[str], body: IncomingBody) -> None:
-        if headers.get("Content-Type", "").partition(";")[0].strip().lower() != _FORM:
+        content_type = parse_mimetype(headers.get("Content-Type", ""))
+        if (content_type.type, content_type.subtype) != ("multipart", "form-data"):
             raise BadRequest("Invalid request format")
-        self._stream = _FormStream(body)
-        try:
-            self._reader = _Reader(headers, cast(StreamReader, self._stream))
-        except ValueError as exc:
-            raise _malformed(exc) from exc
+        boundary = content_type.parameters.get("boundary", "").encode(errors="surrogateescape")
+        if not 0 < len(boundary) <= _MAX_BOUNDARY:
+            raise _malformed(f"its boundary does not have 1 to {_MAX_BOUNDARY} characters")
+        self._body = body
+        self._delimiter = b"\r\n--" + boundary
+        # As if a line had ended before the body: the first delimiter may begin it.
+        self._unread = b"\r\n"
+        # What precedes the first delimiter is skipped as the rest of a part would be.
+        self._in_part = True
 
     async def next(self) -> "FormPart | None":
         """The next part; None once the form, and the body around it, is whole."""
-        try:
-            part = await self._reader.next()
-        except (ValueError, RuntimeError, AssertionError, HttpProcessingError) as exc:
-            # An assertion of aiohttp's fails on a form that begins with a `_charset_` field.
-            raise _malformed(exc) from exc
-        if part is None:
-            await self._stream.drain()
+        while await self.read():
+            pass
+        mark = await self._take(2)
+        if mark == b"--":
+            await self._finish()
             return None
-        if not isinstance(part, BodyPartReader) or not part.name:
-            raise BadRequest("Invalid request format: a part of the form has no name")
-        return FormPart(part)
+        self._unread = mark + self._unread
+        padding, head = await self._take_head()
+        if padding.strip(b" \t"):
+            raise _malformed(_BOUNDARY_GOES_ON)
+        self._in_part = True
+        return FormPart(self, _part_name(head))
+
+    async def read(self) -> bytes:
+        """The next piece of the part at hand, `b""` at its end."""
+        while self._in_part:
+            piece, delimiter, rest = self._unread.partition(self._delimiter)
+            if delimiter:
+                self._unread = rest
+                self._in_part = False
+                return piece
+            held = self._beginning_of_delimiter()
+            if held < len(piece):
+                self._unread = piece[len(piece) - held :]
+                return piece[: len(piece) - held]
+            await self._receive()
+        return b""
+
+    def _beginning_of_delimiter(self) -> int:
+        """How many bytes at the end of `_unread` may be the beginning of a delimiter."""
+        unread, delimiter = self._unread, self._delimiter
+        at = unread.find(b"\r", max(0, len(unread) - len(delimiter) + 1))
+        while at >= 0 and not delimiter.startswith(unread[at:]):
+            at = unread.find(b"\r", at + 1)
+        return len(unread) - at if at >= 0 else 0
+
+    async def _take_head(self) -> tuple[bytes, bytes]:
+        """What follows a delimiter: the rest of its line, and the headers of the part."""
+        while (end := self._unread.find(b"\r\n\r\n")) < 0:
+            if len(self._unread) > _MAX_HEAD_BYTES:
+                raise _malformed("the headers of a part are too long")
+            await self._receive()
+        head, self._unread = self._unread[:end], self._unread[end + 4 :]
+        if len(head) > _MAX_HEAD_BYTES:
+            raise _malformed("the headers of a part are too long")
+        padding, _, headers = head.partition(b"\r\n")
+        return padding, headers
+
+    async def _finish(self) -> None:
+        """Read what follows the closing delimiter, so that length and digests are checked."""
+        line = self._unread
+        while b"\r\n" not in line and (piece := await self._body.read()):
+            line += piece
+            if len(line) > _MAX_HEAD_BYTES + len(piece):
+                break
+        if line.partition(b"\r\n")[0].strip(b" \t\r"):
+            raise _malformed(_BOUNDARY_GOES_ON)
+        while await self._body.read():
+            pass
+
+    async def _take(self, size: int) -> bytes:
+        while len(self._unread) < size:
+            await self._receive()
+        taken, self._unread = self._unread[:size], self._unread[size:]
+        return taken
+
+    async def _receive(self) -> None:
+        piece = await self._body.read()
+        if not piece:
+            raise _malformed("it ends without its closing boundary")
+        self._unread = self._unread + piece if self._unread else piece
 
 
 class FormPart:
     """One field or file of a form; `read` gives its bytes piece by piece."""
 
-    def __init__(self, part: BodyPartReader) -> None:
-        self._part = part
-        self.name = part.name or ""
+    def __init__(self, form: FormReader, name: str) -> None:
+        self._form = form
+        self.name = name
 
     async def read(self) -> bytes:
         """The next piece, `b""` at the end of the part."""
-        while not self._part.at_eof():
-            try:
-                piece = await self._part.read_chunk(_PIECE)
-            except (ValueError, HttpProcessingError) as exc:
-                raise _malformed(exc) from exc
-            if piece:
-                return piece
-        return b""
+        return await self._form.read()
 
     async def text(self) -> str:
         """The whole of a text field."""
@@ -85,74 +144,24 @@ class FormPart:
             raise BadRequest(f"{self.name} is not UTF-8 text") from None
 
 
-@lru_cache(maxsize=64)
-def _field_name(disposition: str) -> str | None:
-    """The name in a `Content-Disposition`: clients send the same few again and again."""
-    _, parameters = parse_content_disposition(disposition)
-    return content_disposition_filename(parameters, "name")
+@lru_cache(maxsize=64)  # clients send the same few heads again and again
+def _part_name(head: bytes) -> str:
+    """The name of a part with these headers; raises `BadRequest` if it has none."""
+    lines = head.split(b"\r\n")
+    if len(lines) > _MAX_HEADERS:
+        raise _malformed("a part has too many headers")
+    try:
+        headers, _ = HeadersParser().parse_headers([*lines, b""])
+    except HttpProcessingError as exc:
+        raise _malformed(str(exc).partition("\n")[0][:100]) from exc
+    if headers.get("Content-Type", "").lower().startswith("multipart/"):
+        raise _malformed("a part is a form of its own")
+    _, parameters = parse_content_disposition(headers.get("Content-Disposition"))
+    name = content_disposition_filename(parameters, "name")
+    if not name:
+        raise BadRequest("Invalid request format: a part of the form has no name")
+    return name
 
 
-class _Part(BodyPartReader):
-    @reify
-    def name(self) -> str | None:
-        return _field_name(self.headers.get("Content-Disposition", ""))
-
-
-class _Reader(MultipartReader):
-    part_reader_cls = _Part
-
-
-def _malformed(exc: Exception) -> BadRequest:
-    reason = str(exc).partition("\n")[0][:100]
+def _malformed(reason: str) -> BadRequest:
     return BadRequest(f"Invalid request format: the form cannot be read ({reason})")
-
-
-class _FormStream:
-    """`IncomingBody` with the methods that aiohttp's multipart reader calls on a stream."""
-
-    def __init__(self, body: IncomingBody) -> None:
-        self._body = body
-        self._buffer = bytearray()
-        self._ended = False
-
-    async def read(self, size: int) -> bytes:
-        """Up to `size` bytes, `b""` at the end."""
-        if not self._buffer:
-            await self._fill()
-        piece = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return piece
-
-    async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """A line with its end, or what is left of the body."""
-        limit = max_line_length or _MAX_LINE
-        while (end := self._buffer.find(b"\n")) < 0 and not self._ended:
-            if len(self._buffer) > limit:
-                break
-            await self._fill()
-        size = end + 1 if end >= 0 else len(self._buffer)
-        if size > limit:
-            raise ValueError("a line is too long")
-        line = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return line
-
-    def unread_data(self, data: bytes) -> None:
-        """Put `data` back."""
-        self._buffer[:0] = data
-
-    def at_eof(self) -> bool:
-        """Whether nothing is left."""
-        return self._ended and not self._buffer
-
-    async def drain(self) -> None:
-        """Read the body to its end, so that its length and digests are checked."""
-        while not self._ended:
-            self._buffer.clear()
-            await self._fill()
-
-    async def _fill(self) -> None:
-        if not self._ended:
-            piece = await self._body.read()
-            self._ended = not piece
-            self._buffer += piece
