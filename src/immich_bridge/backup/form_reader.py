@@ -44,6 +44,7 @@ class FormReader:
         self._unread = b"\r\n"
         # What precedes the first delimiter is skipped as the rest of a part would be.
         self._in_part = True
+        self._at_start = False
 
     async def next(self) -> "FormPart | None":
         """The next part; None once the form, and the body around it, is whole."""
@@ -57,11 +58,14 @@ class FormReader:
         padding, head = await self._take_head()
         if padding.strip(b" \t"):
             raise _malformed(_BOUNDARY_GOES_ON)
-        self._in_part = True
+        self._in_part = self._at_start = True
         return FormPart(self, _part_name(head))
 
     async def read(self) -> bytes:
         """The next piece of the part at hand, `b""` at its end."""
+        if self._at_start:
+            self._at_start = False
+            await self._refuse_delimiter_at_start()
         while self._in_part:
             piece, delimiter, rest = self._unread.partition(self._delimiter)
             if delimiter:
@@ -74,6 +78,17 @@ class FormReader:
                 return piece[: len(piece) - held]
             await self._receive()
         return b""
+
+    async def _refuse_delimiter_at_start(self) -> None:
+        """Refuse what readers disagree on: an empty part, or one that begins with the delimiter.
+
+        The line end before such a delimiter is that of the blank line behind the headers.
+        """
+        line = self._delimiter.removeprefix(b"\r\n")
+        while len(self._unread) < len(line) and line.startswith(self._unread):
+            await self._receive()
+        if self._unread.startswith(line):
+            raise _malformed("a part has no line between its headers and its delimiter")
 
     def _beginning_of_delimiter(self) -> int:
         """How many bytes at the end of `_unread` may be the beginning of a delimiter."""
