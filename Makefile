@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MANIFEST := setup.cfg pyproject.toml
+IMAGE := immich-bridge
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/immich_bridge/__init__.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two pips at once in one environment get in each other's way; nothing else here takes long.
 .NOTPARALLEL:
-.PHONY: help demo test run clean
+.PHONY: help demo test run image clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +28,17 @@ test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, t
 
 run: $(VENV)/installed ## serve in front of your own Immich (IMMICH_SERVER_URL, else http://localhost:2283)
 	@exec $(BIN)/python -m immich_bridge $(ARGS)
+
+# A client without its daemon is passed over. Only the Docker format has room for HEALTHCHECK.
+image: ## build the container image, with docker, podman or buildah
+	@for builder in docker podman buildah; do \
+		$$builder info >/dev/null 2>&1 || continue; \
+		format=; [ $$builder = docker ] || format='--format docker'; \
+		echo "building $(IMAGE):$(VERSION) with $$builder ..."; \
+		exec $$builder build $$format --tag $(IMAGE):$(VERSION) --tag $(IMAGE):latest $(ARGS) .; \
+	done; \
+	echo "make: building the image takes a running docker, podman or buildah; there is none" >&2; \
+	exit 1
 
 clean: ## remove .venv, caches and build results; data/ and storage/ stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache \
