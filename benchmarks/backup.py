@@ -1,4 +1,4 @@
-"""Measure the photo backup: large and small uploads to disk with fsync, and indexing.
+"""Measure the photo backup: large and small uploads to disk with fsync, indexing, logins.
 
 Client and server are processes on this machine (Linux). Rounds of writing the same bytes
 to the same disk without a server alternate with large uploads. Exit code 1: an answer or a
@@ -12,48 +12,29 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, Final
+from typing import Final
 
+from backup_results import RSS_GROWTH_LIMIT_MIB, Plan, Results, Small
 from backup_server import BackupServer, Client, Failed, LargeFile, running_backup_server
+from processes import NotStarted
 
-RSS_GROWTH_LIMIT_MIB: Final = 24.0
+WORKS: Final = ("form", "raw", "small", "index", "login")
+QUICK: Final = Plan(size_mib=512, uploads=400, batches=20, logins=40)
+FULL: Final = Plan(rounds=5)
 
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
 _SMALL: Final = 100_000
 _FIRST_DAY: Final = date(2000, 1, 1)
+_LOGINS_AT_ONCE: Final = 4
 
-
-@dataclass
-class Results:
-    """All figures, in the order of the rounds."""
-
-    disk_mb_per_second: list[float] = field(default_factory=list)
-    mb_per_second: dict[str, list[float]] = field(default_factory=dict)
-    cpu_seconds_per_gib: dict[str, list[float]] = field(default_factory=dict)
-    rss_growth_mib: dict[str, list[float]] = field(default_factory=dict)
-    small_per_second: list[float] = field(default_factory=list)
-    small_cpu_us: list[float] = field(default_factory=list)
-    small_ms: list[float] = field(default_factory=list)
-    index_ms: list[float] = field(default_factory=list)
-    index_cpu_ms: float = 0.0
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def missed_limits(self) -> list[str]:
-        """The limits that the worst round missed."""
-        return [
-            f"{way}: RSS growth {max(growth):.1f} MiB > {RSS_GROWTH_LIMIT_MIB:g} MiB"
-            for way, growth in self.rss_growth_mib.items()
-            if max(growth) > RSS_GROWTH_LIMIT_MIB
-        ]
+Request = Callable[[Client, int], object]
+"""Sends one of many requests; the number is its own."""
 
 
 class Benchmark:
@@ -63,22 +44,65 @@ class Benchmark:
         self._server = server
         self._folder = folder
         self._results = results
+        self._plan = results.plan
         self._days = 0
 
-    def large(self, way: str, file: LargeFile, rounds: int) -> None:
-        """Upload a large file as a `form` or `raw`, each time over the one before."""
+    def form(self) -> None:
+        """Upload a large file as a form, each time over the one before."""
+        self._large("form", Client.upload_large_form)
+
+    def raw(self) -> None:
+        """Upload a large file as a raw body, each time over the one before."""
+        self._large("raw", Client.upload_large_raw)
+
+    def small(self) -> None:
+        """Upload photos of 100 KB in forms, one after another and many at once."""
+        content = random.Random(2).randbytes(_SMALL)
+        for parallel in self._plan.parallel:
+            for _ in range(self._plan.rounds):
+                day = self._index(self._plan.uploads, "small")
+                prefix = f"small{self._days}"
+
+                def upload(client: Client, number: int, prefix: str = prefix) -> None:
+                    client.upload_form(f"{prefix}-{number}", content)
+
+                name = f"form, 100 KB, {parallel} at once"
+                self._many(name, upload, parallel, self._plan.uploads)
+                files = list((self._server.photos / f"{day:%Y/%m/%d}").iterdir())
+                whole = (file.read_bytes() == content for file in files)
+                if len(files) != self._plan.uploads or not all(whole):
+                    self._results.faults.append("small uploads: the disk has not what was sent")
+
+    def index(self) -> None:
+        """Index new photos, each time on a new day."""
+
+        def index(client: Client, _: int) -> None:
+            self._index(self._plan.photos, "index", client)
+
+        self._many(f"index of {self._plan.photos} new photos", index, 1, self._plan.batches)
+
+    def login(self) -> None:
+        """Log in again and again, each time with the password."""
+
+        def login(client: Client, _: int) -> None:
+            client.log_in()
+
+        for parallel in (1, _LOGINS_AT_ONCE):
+            self._many(f"login, {parallel} at once", login, parallel, self._plan.logins)
+
+    def _large(self, way: str, upload: Callable[[Client, str, LargeFile], object]) -> None:
         stats, results = self._server.stats, self._results
+        file = LargeFile(self._plan.size_mib * _MIB)
         day = self._index(1, "large")
         stored = self._server.photos / f"{day:%Y/%m/%d}" / "IMG_0001.mov"
-        for number in range(1, rounds + 1):
+        for number in range(1, self._plan.rounds + 1):
             seconds = file.write_and_sync(self._folder / "direct")
             (self._folder / "direct").unlink()
             disk = file.size / 1e6 / seconds
             with self._server.client() as client:
-                upload = client.upload_large_form if way == "form" else client.upload_large_raw
                 stats.reset_peak_rss()
                 cpu, started = stats.cpu_seconds(), time.monotonic()
-                upload(f"large{self._days}-0", file)
+                upload(client, f"large{self._days}-0", file)
                 seconds = time.monotonic() - started
                 cpu = stats.cpu_seconds() - cpu
             growth = (stats.peak_rss() - self._server.idle_rss) / _MIB
@@ -88,54 +112,28 @@ class Benchmark:
             results.mb_per_second.setdefault(way, []).append(file.size / 1e6 / seconds)
             results.cpu_seconds_per_gib.setdefault(way, []).append(cpu / (file.size / _GIB))
             results.rss_growth_mib.setdefault(way, []).append(growth)
-            _progress(
-                f"{way} {number}/{rounds}: {file.size / 1e6 / seconds:.0f} MB/s, disk alone "
-                f"{disk:.0f} MB/s, {cpu / (file.size / _GIB):.2f} CPU-s/GiB, RSS +{growth:.1f} MiB"
-            )
+            _progress(f"{way} to disk: round {number} of {self._plan.rounds}")
         stored.unlink()
+        file.close()
 
-    def small(self, parallel: int, uploads: int, rounds: int) -> None:
-        """Upload `uploads` photos of 100 KB in forms, `parallel` at once."""
-        stats, results = self._server.stats, self._results
-        content = random.Random(2).randbytes(_SMALL)
-        for number in range(1, rounds + 1):
-            day = self._index(uploads, "small")
-            with ExitStack() as stack, ThreadPoolExecutor(parallel) as pool:
-                clients = [stack.enter_context(self._server.client()) for _ in range(parallel)]
-                turns = iter(range(uploads))
-                prefix = f"small{self._days}"
-                cpu, started = stats.cpu_seconds(), time.monotonic()
-                work = [pool.submit(_upload_all, c, prefix, turns, content) for c in clients]
-                seconds = [each for done in work for each in done.result()]
-                elapsed = time.monotonic() - started
-                cpu = stats.cpu_seconds() - cpu
-            files = list((self._server.photos / f"{day:%Y/%m/%d}").iterdir())
-            if len(files) != uploads or any(file.read_bytes() != content for file in files):
-                results.faults.append("small uploads: what lies on disk is not what was sent")
-            results.small_per_second.append(uploads / elapsed)
-            results.small_cpu_us.append(cpu / uploads * 1e6)
-            results.small_ms += [each * 1000 for each in seconds]
-            _progress(
-                f"100 KB x{parallel} {number}/{rounds}: {uploads / elapsed:.0f} a second, "
-                f"{cpu / uploads * 1e6:.0f} us CPU each"
-            )
+    def _many(self, name: str, request: Request, parallel: int, count: int) -> None:
+        """Send `count` requests, `parallel` at once; one more round of the figures `name`."""
+        stats = self._server.stats
+        small = self._results.small.setdefault(name, Small())
+        with ExitStack() as stack, ThreadPoolExecutor(parallel) as pool:
+            clients = [stack.enter_context(self._server.client()) for _ in range(parallel)]
+            turns = iter(range(count))
+            cpu, started = stats.cpu_seconds(), time.monotonic()
+            work = [pool.submit(_send_all, client, turns, request) for client in clients]
+            small.ms += [seconds * 1000 for done in work for seconds in done.result()]
+            elapsed = time.monotonic() - started
+            cpu = stats.cpu_seconds() - cpu
+        small.per_second.append(count / elapsed)
+        small.cpu_us.append(cpu / count * 1e6)
+        _progress(f"{name}: {count} sent")
 
-    def index(self, photos: int, batches: int) -> None:
-        """Index `batches` times `photos` new photos, each time on a new day."""
-        stats, results = self._server.stats, self._results
-        cpu = stats.cpu_seconds()
-        for _ in range(batches):
-            _, seconds = self._timed_index(photos, "index")
-            results.index_ms.append(seconds * 1000)
-        results.index_cpu_ms = (stats.cpu_seconds() - cpu) / batches * 1000
-        _progress(f"index of {photos}: {median(results.index_ms):.1f} ms (median of {batches})")
-
-    def _index(self, count: int, prefix: str) -> date:
+    def _index(self, count: int, prefix: str, client: Client | None = None) -> date:
         """Index `count` new photos on a day that nobody had before; the day."""
-        return self._timed_index(count, prefix)[0]
-
-    def _timed_index(self, count: int, prefix: str) -> tuple[date, float]:
-        """`_index`, and the seconds from the first byte sent until the answer is read."""
         self._days += 1
         day = _FIRST_DAY + timedelta(self._days)
         photos = [
@@ -148,57 +146,37 @@ class Benchmark:
             for number in range(count)
         ]
         body = json.dumps({"date": day.isoformat(), "photos": photos}).encode()
-        with self._server.client() as client:
-            started = time.monotonic()
+        with ExitStack() as stack:
+            client = client or stack.enter_context(self._server.client())
             answer = client.post("/photos/index", body)
-            seconds = time.monotonic() - started
         if answer["assigned_files"][-1]["filename"] != f"IMG_{count:04}.mov":
             self._results.faults.append(f"index: {answer['assigned_files'][-1]}")
-        return day, seconds
+        return day
 
 
-def _upload_all(client: Client, prefix: str, turns: Any, content: bytes) -> list[float]:
+def measured(plan: Plan, parent: Path | None = None) -> Results:
+    """Run the plan in a folder of `parent` (the system's temporary folder)."""
+    results = Results(plan)
+    with tempfile.TemporaryDirectory(dir=parent, prefix="backup-benchmark-") as name:
+        try:
+            for work in plan.only or WORKS:
+                # Each kind of work gets a server that has done no other.
+                folder = Path(name) / work
+                folder.mkdir()
+                with running_backup_server(folder, plan.event_loop) as server:
+                    getattr(Benchmark(server, folder, results), work)()
+        except (Failed, NotStarted, OSError) as exc:
+            results.faults.append(f"{type(exc).__name__}: {exc}")
+    return results
+
+
+def _send_all(client: Client, turns: Iterator[int], request: Request) -> list[float]:
     seconds = []
     for number in turns:
         started = time.monotonic()
-        client.upload_form(f"{prefix}-{number}", content)
+        request(client, number)
         seconds.append(time.monotonic() - started)
     return seconds
-
-
-def table(results: Results, size_mib: int, parallel: int, photos: int) -> str:
-    """The figures as a Markdown table: median (least-most), or p50 / p99."""
-    lines = ["| Work | Speed | Server CPU | RSS growth MiB |", "|---" * 4 + "|"]
-    lines += [
-        f"| {way}, {size_mib} MiB | {_cell(speed, 0)} MB/s "
-        f"| {_cell(results.cpu_seconds_per_gib[way], 2)} s/GiB "
-        f"| {_cell(results.rss_growth_mib[way], 1)} |"
-        for way, speed in results.mb_per_second.items()
-    ]
-    if results.disk_mb_per_second:
-        disk = _cell(results.disk_mb_per_second, 0)
-        lines.append(f"| the same to disk without a server | {disk} MB/s | | |")
-    if results.small_per_second:
-        lines.append(
-            f"| form, 100 KB, {parallel} at once | {_cell(results.small_per_second, 0)} a second; "
-            f"{_percentiles(results.small_ms)} ms | {_cell(results.small_cpu_us, 0)} us each | |"
-        )
-    if results.index_ms:
-        lines.append(
-            f"| index of {photos} new photos | {_percentiles(results.index_ms)} ms "
-            f"| {results.index_cpu_ms:.1f} ms each | |"
-        )
-    return "\n".join(lines)
-
-
-def _cell(values: list[float], digits: int) -> str:
-    middle, least, most = (f"{x:.{digits}f}" for x in (median(values), min(values), max(values)))
-    return f"{middle} ({least}-{most})"
-
-
-def _percentiles(values: list[float]) -> str:
-    p99 = quantiles(values, n=100)[98] if len(values) > 1 else values[0]
-    return f"p50 {median(values):.1f}, p99 {p99:.1f}"
 
 
 def main() -> int:
@@ -207,45 +185,26 @@ def main() -> int:
     if sys.platform != "linux":
         print("this benchmark needs Linux (/proc, sendfile between files and sockets)")
         return 2
-    results = Results()
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="backup-benchmark-") as name:
-        folder = Path(name)
-        try:
-            _measure(folder, options, results)
-        except (Failed, OSError) as exc:
-            results.faults.append(f"{type(exc).__name__}: {exc}")
-    print(table(results, options.size_mib, options.parallel, options.photos))
+    plan = Plan(
+        options.size_mib,
+        options.rounds,
+        options.uploads,
+        tuple(options.parallel or Plan.parallel),
+        options.photos,
+        options.batches,
+        options.logins,
+        tuple(options.only or ()),
+        options.event_loop,
+    )
+    results = measured(plan, options.folder)
     faults, missed = results.faults, results.missed_limits
+    print(results.table())
     print(f"RSS growth limit {RSS_GROWTH_LIMIT_MIB:g} MiB: {'; '.join(missed) or 'met'}")
     print(f"Answers and bytes: {'WRONG: ' + '; '.join(faults) if faults else 'all right'}")
     if options.json:
-        report = {
-            "python": platform.python_version(),
-            "event_loop": options.event_loop,
-            "rss_growth_limit_mib": RSS_GROWTH_LIMIT_MIB,
-            "missed_limits": missed,
-            **asdict(results),
-        }
+        report = {"python": platform.python_version(), **results.as_json()}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 1 if faults or missed else 0
-
-
-def _measure(folder: Path, options: argparse.Namespace, results: Results) -> None:
-    file = LargeFile(options.size_mib * _MIB)
-    works: dict[str, Callable[[Benchmark], None]] = {
-        "form": lambda benchmark: benchmark.large("form", file, options.rounds),
-        "raw": lambda benchmark: benchmark.large("raw", file, options.rounds),
-        "small": lambda benchmark: benchmark.small(
-            options.parallel, options.uploads, options.rounds
-        ),
-        "index": lambda benchmark: benchmark.index(options.photos, options.batches),
-    }
-    for number, work in enumerate(options.only or works):
-        # Each kind of work gets a server that has done no other.
-        data = folder / str(number)
-        data.mkdir()
-        with running_backup_server(data, options.event_loop) as server:
-            works[work](Benchmark(server, data, results))
 
 
 def _options() -> argparse.Namespace:
@@ -256,16 +215,22 @@ def _options() -> argparse.Namespace:
     def number(name: str, default: int, meaning: str) -> None:
         parser.add_argument(name, type=int, default=default, help=f"{meaning} ({default})")
 
-    number("--size-mib", 1024, "size of the large upload in MiB")
-    number("--rounds", 3, "rounds of the large uploads, and of the small ones")
-    number("--uploads", 2000, "small uploads in a round")
-    number("--parallel", 16, "small uploads at once")
-    number("--photos", 1000, "photos in an index call")
-    number("--batches", 100, "index calls")
+    number("--size-mib", Plan.size_mib, "size of the large upload in MiB")
+    number("--rounds", Plan.rounds, "rounds of the large uploads, and of the small ones")
+    number("--uploads", Plan.uploads, "small uploads in a round")
+    number("--photos", Plan.photos, "photos in an index call")
+    number("--batches", Plan.batches, "index calls")
+    number("--logins", Plan.logins, "logins in a round")
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        action="append",
+        help="small uploads at once; may be given several times (1, 16)",
+    )
     parser.add_argument(
         "--only",
         action="append",
-        choices=("form", "raw", "small", "index"),
+        choices=WORKS,
         help="measure only this; may be given several times",
     )
     parser.add_argument(

@@ -5,26 +5,23 @@ import os
 import random
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import urlopen
 
 from process_stats import ProcessStats
-
-_START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 10.0
-_STALL_SECONDS: Final = 60.0
-_USERNAME: Final = "benchmark"
-_PASSWORD: Final = "correct horse battery staple"
-# Leaves asyncio's own event loop to the server although uvloop is installed.
-_WITHOUT_UVLOOP: Final = (
-    "import sys; sys.modules['uvloop'] = None; from immich_bridge.cli import main; sys.exit(main())"
+from processes import (
+    bridge_command,
+    clean_environment,
+    free_port,
+    running_process,
+    wait_until_healthy,
 )
-_PASSED_ON: Final = ("PATH", "HOME", "LANG", "PYTHONPATH")
+
+_STALL_SECONDS: Final = 60.0
+_CREDENTIALS: Final = {"username": "benchmark", "password": "correct horse battery staple"}
 _BOUNDARY: Final = b"benchmark-2f1a9c07d4"
 _BLOCK: Final = 64 * 1024 * 1024
 _PIECE: Final = 8 * 1024 * 1024
@@ -42,9 +39,7 @@ class BackupServer:
         self.photos = folder / "storage" / "photo" / "1"
         self.stats = ProcessStats(pid)
         with Client(port) as client:
-            credentials = {"username": _USERNAME, "password": _PASSWORD}
-            answer = client.post("/login", json.dumps(credentials).encode())
-        self.token = str(answer["token"]).encode()
+            self.token = client.log_in()
         # Hashing a password takes 19 MiB for a moment, which are not the upload's.
         self.stats.reset_peak_rss()
         self.idle_rss = self.stats.rss()
@@ -57,36 +52,26 @@ class BackupServer:
 @contextmanager
 def running_backup_server(folder: Path, event_loop: str) -> Iterator[BackupServer]:
     """A server with one user and everything in `folder`, on `auto` or `asyncio` as event loop."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    start = ["-m", "immich_bridge"] if event_loop == "auto" else ["-c", _WITHOUT_UVLOOP]
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
-        "LISTEN_ADDR": f"127.0.0.1:{port}",
-        "IMMICH_SERVER_URL": "",
-        "DB_PATH": str(folder / "app.db"),
-        "STORAGE_DIR": str(folder / "storage"),
-        "JWT_SECRET_PATH": str(folder / "jwt_secret.key"),
-        "MAX_UPLOAD_SIZE": "1T",
-        "LOG_LEVEL": "warning",
-    }
-    create = ["user", "create", "--username", _USERNAME, "--password", _PASSWORD]
-    subprocess.run(
-        [sys.executable, "-m", "immich_bridge", *create],
-        env=environment,
-        check=True,
-        stdout=subprocess.DEVNULL,
+    port = free_port()
+    environment = clean_environment(
+        {
+            "LISTEN_ADDR": f"127.0.0.1:{port}",
+            "IMMICH_SERVER_URL": "",
+            "DB_PATH": str(folder / "app.db"),
+            "STORAGE_DIR": str(folder / "storage"),
+            "JWT_SECRET_PATH": str(folder / "jwt_secret.key"),
+            "MAX_UPLOAD_SIZE": "1T",
+            "RATE_LIMIT_LOGIN": "0",
+            "LOG_LEVEL": "warning",
+        }
     )
-    process = subprocess.Popen([sys.executable, *start], env=environment, cwd=folder)
-    try:
-        _wait_for_health(process, port)
+    command = bridge_command(event_loop)
+    create = ["user", "create"]
+    create += [word for name, value in _CREDENTIALS.items() for word in (f"--{name}", value)]
+    subprocess.run([*command, *create], env=environment, check=True, stdout=subprocess.DEVNULL)
+    with running_process(command, environment=environment, folder=folder) as process:
+        wait_until_healthy("the photo backup", process, port)
         yield BackupServer(process.pid, port, folder)
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class Client:
@@ -109,6 +94,10 @@ class Client:
         head = b"POST %b HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         self._socket.sendall(head % (path.encode(), self._head, len(body)) + body)
         return self._answer()
+
+    def log_in(self) -> bytes:
+        """Log in; the token."""
+        return str(self.post("/login", json.dumps(_CREDENTIALS).encode())["token"]).encode()
 
     def upload_form(self, local_id: str, content: bytes) -> Any:
         """Upload a small photo as a form; the answer."""
@@ -177,6 +166,10 @@ class LargeFile:
         self._descriptor = os.memfd_create("benchmark")
         os.write(self._descriptor, self.block)
 
+    def close(self) -> None:
+        """Give the memory back."""
+        os.close(self._descriptor)
+
     def send(self, to: socket.socket) -> None:
         """Send all of it, without a copy in this process."""
         to.settimeout(None)  # a timeout would make the socket non-blocking, and sendfile with it
@@ -207,14 +200,3 @@ class LargeFile:
                     rest = rest[file.write(rest[:_PIECE]) :]
             os.fsync(file.fileno())
         return time.monotonic() - started
-
-
-def _wait_for_health(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit("the server did not start")

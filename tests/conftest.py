@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from api.answers import documented_answers  # noqa: F401 - judges every answer of every test
 from immich_bridge.config import Config
 from immich_bridge.serve import Server, running_server
 from immich_standin import StandIn

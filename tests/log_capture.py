@@ -41,7 +41,8 @@ class WrittenLog(io.StringIO):
 def written_log(log_format: str = "text", level: str = "info") -> Iterator[WrittenLog]:
     """Set logging up as the bridge does, and keep what it writes."""
     root = logging.getLogger()
-    handlers_before, level_before = root.handlers, root.level
+    ours = logging.getLogger("immich_bridge")
+    handlers_before, levels_before = root.handlers, (root.level, ours.level)
     root.handlers = []
     try:
         logs.set_up(level, log_format)
@@ -54,4 +55,5 @@ def written_log(log_format: str = "text", level: str = "info") -> Iterator[Writt
         yield log
     finally:
         root.handlers = handlers_before
-        root.setLevel(level_before)
+        for logger, level_before in zip((root, ours), levels_before, strict=True):
+            logger.setLevel(level_before)

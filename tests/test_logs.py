@@ -39,6 +39,10 @@ class TestLoggablePath:
             ("HTTPS://immich/share/secret", "/share/***"),
             ("http://immich", ""),
             ("/http://immich/a", "/http://immich/a"),
+            ("immich:443", "immich:443"),
+            ("user:secret@immich:443", "immich:443"),
+            ("user:secret/secret@immich:443", "immich:443"),
+            ("/a@b", "/a@b"),
             ("/a\nb\x1b[31m\té", "/a\\nb\\x1b[31m\\t\\xe9"),
             ("/\udce9\u2028", "/\\udce9\\u2028"),
         ],
@@ -143,3 +147,10 @@ def test_less_important_lines_are_not_written(level: str, written: str) -> None:
         for important in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
             log_event(LOGGER, important, "event")
     assert "".join(line.split()[1][0] for line in log.lines) == written
+
+
+def test_libraries_are_not_asked_for_details() -> None:
+    with written_log(level="debug") as log:
+        for name in ("aiosqlite", "asyncio", "immich_bridge.backup"):
+            logging.getLogger(name).debug("from %s", name)
+    assert [line.rpartition(" ")[2] for line in log.lines] == ["immich_bridge.backup"]

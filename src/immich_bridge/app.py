@@ -1,6 +1,7 @@
 """The application: which route is whose, and what lives as long as the server does."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from aiohttp import web
 
@@ -13,23 +14,27 @@ from immich_bridge.config import Config
 from immich_bridge.errors import NotFound
 from immich_bridge.http.health import Check, Readiness, health
 from immich_bridge.http.lifecycle import LIFECYCLE, Lifecycle
+from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.middleware import request_middleware
-from immich_bridge.http.routing import add_fallback, add_route
+from immich_bridge.http.record import running
+from immich_bridge.http.routing import UNROUTED, add_fallback, add_route, route_labels
 
 
-def make_app(config: Config) -> web.Application:
+def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
     """Build the whole application for `config`. Nothing of it is shared between two calls."""
-    app = web.Application(middlewares=[request_middleware(config)])
+    app = web.Application(middlewares=[request_middleware(config, metrics)])
     lifecycle = app[LIFECYCLE] = Lifecycle()
     checks: dict[str, Check | None] = {"immich": None, "database": None, "storage": None}
     if config.backup_enabled:
         backup = BackupWing(config)
         backup.add_routes(app)
         checks |= {"database": backup.check_database, "storage": backup.check_storage}
+        if metrics is not None:
+            backup.expose(metrics)
     if config.immich_server_url is not None:
-        checks["immich"] = _add_bridge(app, config, lifecycle)
+        checks["immich"] = _add_bridge(app, config, lifecycle, metrics)
     else:
-        add_fallback(app, _nothing_here)
+        add_fallback(app, _nothing_here, UNROUTED)
     required = {"database", "storage"}
     if config.ready_requires_immich:
         required.add("immich")
@@ -37,10 +42,16 @@ def make_app(config: Config) -> web.Application:
     for method in ("GET", "HEAD"):
         add_route(app, method, "/health", health)
         add_route(app, method, "/ready", readiness.handle)
+    if metrics is not None:
+        metrics.running = partial(running, lifecycle)
+        for label in route_labels(app):
+            metrics.traffic[label]  # is there from the first scrape on
     return app
 
 
-def _add_bridge(app: web.Application, config: Config, lifecycle: Lifecycle) -> Check:
+def _add_bridge(
+    app: web.Application, config: Config, lifecycle: Lifecycle, metrics: Metrics | None
+) -> Check:
     """Route the bridge wing; the check says whether Immich answers."""
     upstream = Upstream(config)
     websockets = WebSocketProxy(upstream)
@@ -52,7 +63,10 @@ def _add_bridge(app: web.Application, config: Config, lifecycle: Lifecycle) -> C
 
     app.cleanup_ctx.append(connections)
     add_route(app, "*", ROUTE, BackgroundUpload(config, upstream).handle)
-    add_fallback(app, ReverseProxy(config, upstream, websockets).handle)
+    add_fallback(app, ReverseProxy(config, upstream, websockets).handle, "proxy")
+    if metrics is not None:
+        upstream.expose(metrics)
+        websockets.expose(metrics)
     return upstream.ping
 
 

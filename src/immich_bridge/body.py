@@ -8,9 +8,12 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import StreamWriter
 
 from immich_bridge.digests import ExpectedDigest
 from immich_bridge.errors import (
@@ -21,6 +24,7 @@ from immich_bridge.errors import (
     RequestTimeout,
     Unavailable,
 )
+from immich_bridge.splice import SourceEnded, move
 
 _WATCH_INTERVAL: Final = 1.0
 """Seconds between two looks at a body: is its sender silent, or gone?"""
@@ -32,12 +36,21 @@ _TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
 
 
+@runtime_checkable
+class BodySkipper(Protocol):
+    """A connection that can go on behind a body that its parser has not seen the end of."""
+
+    def skip_body(self) -> None:
+        """Take what comes next for the beginning of a request."""
+
+
 class IncomingBody:
     """The body of `request`, read piece by piece with back-pressure.
 
     `limit` is the most bytes that are taken (0: no limit), `idle_timeout` the seconds that
     the sender may be silent while we wait for it. `digests` are fed with every piece and
-    compared before the end is reported. To be used as a context manager.
+    compared before the end is reported. With `fast_path` the bytes may pass this process by.
+    To be used as a context manager.
     """
 
     def __init__(
@@ -47,9 +60,11 @@ class IncomingBody:
         idle_timeout: float,
         limit: int = 0,
         digests: Sequence[ExpectedDigest] = (),
+        fast_path: bool = False,
     ) -> None:
         self._request = request
-        self._content = request.content
+        self.content = request.content
+        self._fast_path = fast_path
         self._loop = asyncio.get_running_loop()
         self._idle_timeout = idle_timeout
         self._limit = limit
@@ -102,17 +117,59 @@ class IncomingBody:
             self._peeked.append(piece)
         return b"".join(self._peeked)
 
+    async def move_to(self, writer: AbstractStreamWriter) -> None:
+        """Move the rest to `writer` inside the kernel; what cannot be moved is left to `read`.
+
+        Raises what `read` raises, and `ConnectionError` when the other side takes no more.
+        """
+        connection = self.connection
+        if (
+            not self._fast_path
+            or self.length is None
+            or self._digests
+            or not isinstance(writer, StreamWriter)
+            or not isinstance(connection, BodySkipper)
+        ):
+            return
+        try:
+            moved = await move(self, writer)
+        except SourceEnded as exc:
+            raise ClientGone("the client closed the connection in mid-body") from exc
+        if moved:
+            self.received += moved
+            connection.skip_body()
+            self.content.feed_eof()
+
+    @property
+    def connection(self) -> BaseProtocol | None:
+        """The connection on which the body comes."""
+        return self._request.protocol if self._request.transport is not None else None
+
+    @property
+    def unread(self) -> int:
+        """How many bytes wait for `read`."""
+        return self.content.total_bytes - self.received + sum(map(len, self._peeked))
+
+    @property
+    def remaining(self) -> int:
+        """How many bytes of the body have not reached the parser yet."""
+        return (self.length or 0) - self.content.total_bytes
+
+    def waits(self, waiting: bool) -> None:
+        """Begin or end to count the time for which the sender is silent."""
+        self._waiting_since = self._loop.time() if waiting else None
+
     async def _receive(self) -> bytes:
         if self._ended:
             return b""
         await self._invite()
-        self._waiting_since = self._loop.time()
+        self.waits(True)
         try:
-            piece = await self._content.readany()
+            piece = await self.content.readany()
         except BridgeError:
             raise
         except asyncio.CancelledError as exc:
-            if self._content.exception() is not exc:
+            if self.content.exception() is not exc:
                 raise
             # Not we are cancelled: aiohttp ends the body so when the server shuts down.
             raise Unavailable("this server is stopping") from None
@@ -122,7 +179,7 @@ class IncomingBody:
         except web.RequestPayloadError as exc:
             raise BadRequest(f"the body cannot be read: {exc}") from exc
         finally:
-            self._waiting_since = None
+            self.waits(False)
         if piece:
             self.received += len(piece)
             if self._limit and self.received > self._limit:
@@ -145,7 +202,7 @@ class IncomingBody:
         if not self._expects_continue:
             return
         self._expects_continue = False
-        if self._content.total_bytes:
+        if self.content.total_bytes:
             return  # it came uninvited
         writer = self._request.writer
         await writer.write(_CONTINUE)
@@ -170,7 +227,7 @@ class IncomingBody:
                 return
         elif self._loop.time() - waiting_since >= self._idle_timeout:
             silent = RequestTimeout(f"no byte came for {self._idle_timeout:g} seconds")
-            self._content.set_exception(silent)
+            self.content.set_exception(silent)
             return
         self._schedule_watch()
 

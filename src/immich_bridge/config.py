@@ -36,6 +36,7 @@ class Config:
     body_idle_timeout: float
     upstream_connect_timeout: float
     upstream_response_timeout: float
+    fast_path: str
     shutdown_grace: float
     tls_cert_file: Path | None
     tls_key_file: Path | None

@@ -11,6 +11,7 @@ import time
 from typing import Any, Final
 
 _ORIGIN: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
+_USERINFO: Final = re.compile(r"^[^/].*@", re.DOTALL)
 _RESERVED_PATH_PARTS: Final = re.compile(r"^(/+(?:share|s)/+)[^/]+")
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _MAX_PATH_LENGTH: Final = 300
@@ -22,10 +23,11 @@ def loggable_path(target: str) -> str:
 
     The query is left out, since Immich takes keys in it (`?apiKey=`, `?key=`); so is the
     key of a shared link, which is part of the path, and what precedes the path of an absolute
-    target, which may hold a password. What is not printable ASCII is escaped, so that a
-    request cannot forge a line.
+    target, or the host of a CONNECT, which may hold a password. What is not printable ASCII
+    is escaped, so that a request cannot forge a line.
     """
     path = _ORIGIN.sub("", re.split(r"[?#]", target, maxsplit=1)[0])
+    path = _USERINFO.sub("", path)
     path = _RESERVED_PATH_PARTS.sub(r"\1***", path)
     path = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
     return path if len(path) <= _MAX_PATH_LENGTH else path[:_MAX_PATH_LENGTH] + "..."
@@ -75,7 +77,13 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, log_format: str) -> None:
-    """Send all log lines to standard error, as `LOG_LEVEL` and `LOG_FORMAT` ask."""
+    """Send all log lines to standard error, as `LOG_LEVEL` and `LOG_FORMAT` ask.
+
+    `debug` is for this program alone: nobody here can vouch for what libraries write then.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(
+        level=max(logging.INFO, logging.getLevelName(level.upper())), handlers=[handler], force=True
+    )
+    logging.getLogger("immich_bridge").setLevel(level.upper())

@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from aiohttp import web
@@ -19,6 +19,8 @@ from immich_bridge.config import Config
 from immich_bridge.errors import StartError
 from immich_bridge.http.connection import Connection
 from immich_bridge.http.lifecycle import LIFECYCLE
+from immich_bridge.http.metrics import Metrics
+from immich_bridge.http.metrics_page import metrics_runner
 from immich_bridge.logs import log_event
 
 _logger = logging.getLogger("immich_bridge")
@@ -32,19 +34,30 @@ _ABORT_SECONDS: Final = 0.5
 
 
 class Server:
-    """A listening server. `address` is where it can be reached from this machine."""
+    """A listening server."""
 
-    def __init__(self, runner: web.AppRunner, listener: asyncio.Server, scheme: str) -> None:
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        listener: asyncio.Server,
+        scheme: str,
+        metrics_listener: asyncio.Server | None,
+    ) -> None:
         self._runner = runner
         self._listener = listener
         self._scheme = scheme
+        self._metrics_listener = metrics_listener
 
     @property
     def address(self) -> str:
-        """The URL of the server."""
-        host, port = self._listener.sockets[0].getsockname()[:2]
-        host = {"::": "localhost", "0.0.0.0": "localhost"}.get(host, host)  # noqa: S104
-        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        """The URL of the server, as seen from this machine."""
+        return f"{self._scheme}://{_local_address(self._listener)}"
+
+    @property
+    def metrics_address(self) -> str | None:
+        """The URL of the metrics, or None if they are off."""
+        listener = self._metrics_listener
+        return f"http://{_local_address(listener)}/metrics" if listener else None
 
     async def drain(self, grace: float) -> int:
         """Take no new connections, let running requests finish; how many did not in `grace`."""
@@ -75,29 +88,29 @@ async def running_server(config: Config) -> AsyncIterator[Server]:
     if HttpRequestParser is HttpRequestParserPy:
         raise StartError("aiohttp is installed without its C parser, which is not safe to expose")
     tls = _tls_context(config)
-    app = make_app(config)
-    # First of all: a second server by mistake must not touch the files of the first.
-    listening = _listening_socket(*config.listen_addr)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
-    try:
+    metrics = Metrics(_event_loop_name()) if config.metrics_addr is not None else None
+    app = make_app(config, metrics)
+    async with AsyncExitStack() as stack:
+        # First of all: a second server by mistake must not touch the files of the first.
+        listening = stack.enter_context(_listening_socket(*config.listen_addr))
+        metrics_listener: asyncio.Server | None = None
+        if config.metrics_addr is not None and metrics is not None:
+            try:
+                exposed = stack.enter_context(_listening_socket(*config.metrics_addr))
+            except StartError as exc:
+                raise StartError(f"METRICS_ADDR: {exc}") from exc
+            page = await stack.enter_async_context(metrics_runner(metrics))
+            metrics_listener = await _listen(page, exposed)
+            stack.callback(metrics_listener.close)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
+        stack.push_async_callback(runner.cleanup)
+        stack.callback(listening.close)
         await runner.setup()
-        loop = asyncio.get_running_loop()
-        uses_uvloop = type(loop).__module__.startswith("uvloop")
-        read_buffer = _READ_BUFFER_UVLOOP if uses_uvloop else _READ_BUFFER_ASYNCIO
-        manager = runner.server
-        assert manager is not None  # noqa: S101 - it exists after setup()
-
-        def connection() -> Connection:
-            return Connection(manager, loop=loop, read_bufsize=read_buffer)
-
-        listener = await loop.create_server(connection, sock=listening, ssl=tls, backlog=_BACKLOG)
-        try:
-            yield Server(runner, listener, "https" if tls else "http")
-        finally:
-            listener.close()
-    finally:
-        listening.close()
-        await runner.cleanup()
+        listener = await _listen(runner, listening, tls, metrics)
+        stack.callback(listener.close)
+        if metrics is not None:
+            _expose_connections(metrics, runner)
+        yield Server(runner, listener, "https" if tls else "http", metrics_listener)
 
 
 async def serve(config: Config) -> None:
@@ -118,12 +131,9 @@ async def serve(config: Config) -> None:
             "listening",
             url=server.address,
             immich=config.immich_server_url or "off",
+            metrics=server.metrics_address,
             version=__version__,
         )
-        if config.metrics_addr is not None:
-            log_event(
-                _logger, logging.WARNING, "METRICS_ADDR is set, but no metrics are served yet"
-            )
         await stop.wait()
         log_event(_logger, logging.INFO, "stopping", grace_seconds=config.shutdown_grace)
         draining = asyncio.create_task(server.drain(config.shutdown_grace))
@@ -136,6 +146,43 @@ async def serve(config: Config) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await draining
     log_event(_logger, logging.INFO, "stopped", unfinished_requests=unfinished)
+
+
+async def _listen(
+    runner: web.AppRunner,
+    listening: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    metrics: Metrics | None = None,
+) -> asyncio.Server:
+    """Serve the application of `runner` to those who connect to `listening`."""
+    loop = asyncio.get_running_loop()
+    read_buffer = _READ_BUFFER_UVLOOP if _event_loop_name() == "uvloop" else _READ_BUFFER_ASYNCIO
+    manager = runner.server
+    assert manager is not None  # noqa: S101 - it exists after setup()
+
+    def connection() -> Connection:
+        return Connection(manager, loop=loop, read_bufsize=read_buffer, metrics=metrics)
+
+    return await loop.create_server(connection, sock=listening, ssl=tls, backlog=_BACKLOG)
+
+
+def _expose_connections(metrics: Metrics, runner: web.AppRunner) -> None:
+    metrics.gauge(
+        "immich_bridge_client_connections_open",
+        "Connections of clients, idle ones among them.",
+        lambda: [((), len(runner.server.connections) if runner.server else 0)],
+    )
+
+
+def _event_loop_name() -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+def _local_address(listener: asyncio.Server) -> str:
+    """Where `listener` can be reached from this machine: host and port, fit for a URL."""
+    host, port = listener.sockets[0].getsockname()[:2]
+    host = {"::": "localhost", "0.0.0.0": "localhost"}.get(host, host)  # noqa: S104
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

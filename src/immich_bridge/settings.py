@@ -187,6 +187,13 @@ SETTINGS: Final = (
         "how long Immich may be silent after it has the whole request",
     ),
     Setting(
+        "FAST_PATH",
+        "auto",
+        parse_choice("auto", "off"),
+        "auto or off",
+        "`auto`: on Linux large bodies go from socket to socket inside the kernel where they can",
+    ),
+    Setting(
         "SHUTDOWN_GRACE",
         "30s",
         parse_duration,
@@ -226,7 +233,7 @@ SETTINGS: Final = (
         "",
         optional(parse_address),
         "host:port or :port",
-        "where to serve Prometheus metrics; empty: nowhere. This release serves none yet",
+        "where to serve Prometheus metrics; empty: nowhere",
     ),
     Setting(
         "LOG_LEVEL",

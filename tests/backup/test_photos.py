@@ -457,6 +457,21 @@ class TestLimits:
         assert (storage_dir / JPG).stat().st_size == 52_428_800
 
 
+async def test_a_file_that_the_database_does_not_know_is_never_replaced(
+    api: Api, storage_dir: Path
+) -> None:
+    # As after a restore of a database that is older than the photos.
+    old = {f"{FOLDER}/IMG_0007.jpg": b"old", f"{FOLDER}/IMG_0003.heic": b"older"}
+    others = {f"{FOLDER}/notes.txt": b"x", f"{FOLDER}/IMG_9.jpg": b"x", f"{FOLDER}/IMG_0099": b"x"}
+    for name, content in {**old, **others}.items():
+        (storage_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (storage_dir / name).write_bytes(content)
+    assert await index(api, "a", "b") == ["IMG_0008.jpg", "IMG_0009.jpg"]
+    assert await index(api, "b", "c") == ["IMG_0009.jpg", "IMG_0010.jpg"]
+    assert (await upload(api, "raw", b"new", local_id="a")).status == 200
+    assert on_disk(storage_dir) == {**old, **others, f"{FOLDER}/IMG_0008.jpg": b"new"}
+
+
 class TestAtOnce:
     async def test_many_photos_of_many_clients(
         self, api: Api, storage_dir: Path, db_path: Path

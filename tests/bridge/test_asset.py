@@ -319,11 +319,21 @@ class TestCoordinates:
             asset = parse({"X-iCloud-Id": "c1", header: text})
             (item,) = json.loads(fields_of(asset)["metadata"])
             assert item["value"] == {"iCloudId": "c1", name: text}
-        for text in (f"{limit}.0001", f"-{limit + 1}", "9" * 400):
+        for text in (f"{limit}.0001", f"-{limit + 1}", "9" * 400, "1e3", "1e-100"):
             assert_refused(header, text)
 
+    def test_are_written_without_an_exponent(self) -> None:
+        for sent, written in (
+            *(("5e-05", "0.00005"), ("-1E-7", "-0.0000001")),
+            *(("1e1", "10"), ("+1.25e+1", "12.5"), ("0e0", "0")),
+        ):
+            asset = parse({"X-iCloud-Id": "c1", "X-Latitude": sent})
+            (item,) = json.loads(fields_of(asset)["metadata"])
+            assert item["value"]["latitude"] == written
+
     @pytest.mark.parametrize(
-        "sent", ["north", "nan", "inf", "-Infinity", "1e1", "0x10", "1_0", "1,5", "٤٥", ".", "-"]
+        "sent",
+        ["north", "nan", "inf", "-Infinity", "1e", "e1", "0x10", "1_0", "1,5", "٤٥", ".", "-"],
     )
     def test_are_decimal_numbers(self, sent: str) -> None:
         assert_refused("X-Latitude", sent)

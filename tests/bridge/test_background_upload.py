@@ -617,9 +617,9 @@ class TestAnswers:
         assert told.body == body
         assert told.headers == [
             (b"X-Correlation-ID", b"abc"),
-            (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Set-Cookie", b"a=1"),
             (b"Set-Cookie", b"b=2"),
+            (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Content-Length", b"%d" % len(body)),
             (b"X-Immich-Asset-Id", ASSET_ID.encode()),
             (b"X-Immich-Status", b"duplicate" if duplicate else b"created"),

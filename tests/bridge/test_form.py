@@ -65,6 +65,9 @@ class Photo:
             raise self._failure
         return piece
 
+    async def move_to(self, writer: AbstractStreamWriter) -> None:
+        """Nothing of it can be moved unread."""
+
 
 def form_of(
     photo: Photo,

@@ -70,8 +70,8 @@ class TestAccessLog:
                 raw = await peer.read_to_end()
         assert len(log.lines) == 1
         match = re.fullmatch(
-            r"\S+Z INFO request client=127\.0\.0\.1 method=POST path=/a/b status=201 bytes_in=7 "
-            r"bytes_out=(\d+) duration_ms=\d+\.\d request_id=mine",
+            r"\S+Z INFO request client=127\.0\.0\.1 route=proxy method=POST path=/a/b status=201 "
+            r"bytes_in=7 bytes_out=(\d+) duration_ms=\d+\.\d upstream_ms=\d+\.\d request_id=mine",
             log.lines[0],
         )
         assert match, log.lines[0]
@@ -87,12 +87,13 @@ class TestAccessLog:
                 raw = await peer.read_to_end()
         (event,) = map(json.loads, log.lines)
         assert isinstance(event.pop("time"), str)
-        assert 0 <= event.pop("duration_ms") < 10_000
+        assert 0 <= event.pop("upstream_ms") <= event.pop("duration_ms") < 10_000
         assert event == {
             "level": "info",
             "logger": "immich_bridge.access",
             "message": "request",
             "client": "127.0.0.1",
+            "route": "proxy",
             "method": "GET",
             "path": "/a/b",
             "status": 200,
@@ -106,7 +107,8 @@ class TestAccessLog:
             told = await fetch(front.url, "GET", OURS)
             (event,) = map(json.loads, log.lines)
         assert told.status == 405
-        assert (event["status"], event["path"]) == (405, OURS)
+        assert (event["status"], event["path"], event["route"]) == (405, OURS, OURS)
+        assert event["error"] == "method_not_allowed"
         assert event["outcome"] == json.loads(told.body)["message"]
 
     async def test_tells_that_immich_broke_off(self, start_bridge: StartBridge) -> None:

@@ -77,6 +77,9 @@ class Pieces:
     async def read(self) -> bytes:
         return next(self._rest, b"")
 
+    async def move_to(self, writer: AbstractStreamWriter) -> None:
+        """Nothing of it can be moved unread."""
+
 
 def a_file(name: str, filename: str, mime_type: str, body: bytes) -> ParsedFile:
     return ParsedFile(name, filename, mime_type, len(body), hashlib.sha256(body).hexdigest())

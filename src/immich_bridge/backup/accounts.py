@@ -2,9 +2,11 @@
 
 import asyncio
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerifyMismatchError
@@ -12,6 +14,8 @@ from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from immich_bridge.backup.catalog import create_photos_table
 from immich_bridge.backup.database import Database, utc_now
 from immich_bridge.errors import Unauthorized
+
+T = TypeVar("T")
 
 # OWASP's first choice for argon2id is 46 MiB with one pass, or as here 19 MiB with two.
 _TIME_COST: Final = 2
@@ -49,8 +53,14 @@ class Accounts:
             time_cost=_TIME_COST, memory_cost=_MEMORY_KIB, parallelism=_PARALLELISM
         )
         self._executor = ThreadPoolExecutor(_HASHES_AT_ONCE, thread_name_prefix="argon2")
+        self._unfinished: set[Future[Any]] = set()
         # Verified against when there is no such user, so that both cases take as long.
         self._dummy_hash = self._hasher.hash("a password that nobody has")
+
+    @property
+    def queue_length(self) -> int:
+        """How many passwords wait for a thread to hash them."""
+        return max(0, len(self._unfinished) - _HASHES_AT_ONCE)
 
     def close(self) -> None:
         """Let the hashing threads end."""
@@ -60,8 +70,7 @@ class Accounts:
         """The user with this name and password; raises `Unauthorized` for anything else."""
         row = await self._row(username)
         stored_hash = row["password_hash"] if row else self._dummy_hash
-        loop = asyncio.get_running_loop()
-        matches = await loop.run_in_executor(self._executor, self._matches, stored_hash, password)
+        matches = await self._in_thread(partial(self._matches, stored_hash, password))
         if row is None or not matches:
             raise Unauthorized("invalid credentials")
         if self._hasher.check_needs_rehash(stored_hash):
@@ -152,9 +161,14 @@ class Accounts:
         )
 
     async def _hash(self, password: str) -> str:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._hasher.hash, password
-        )
+        return await self._in_thread(partial(self._hasher.hash, password))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        future = self._executor.submit(work)
+        # Until the thread is done, whether or not somebody still waits for it.
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return await asyncio.wrap_future(future)
 
     def _matches(self, stored_hash: str, password: str) -> bool:
         try:

@@ -18,7 +18,7 @@ _INSERT: Final = """
                          created_at, updated_at, number, file_extension)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_NEXT_NUMBER: Final = "SELECT coalesce(max(number), 0) + 1 FROM {table} WHERE file_path = ?"
+_NEXT_NUMBER: Final = "SELECT max(coalesce(max(number), 0), ?) + 1 FROM {table} WHERE file_path = ?"
 _RECORD_FILE: Final = """
     INSERT INTO files (user_id, local_id, extension, size, stored_at)
     VALUES (?, ?, ?, ?, ?)
@@ -71,19 +71,23 @@ class Catalog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def index(self, user_id: int, day: date, photos: Sequence[NewPhoto]) -> list[Photo]:
+    async def index(
+        self, user_id: int, day: date, photos: Sequence[NewPhoto], *, above: int = 0
+    ) -> list[Photo]:
         """Give every photo its name on `day`, the known ones the name they have.
 
         One transaction: either all are indexed or none. Numbers run on without gap or
-        repeat, however many clients index at once.
+        repeat, however many clients index at once. They begin above `above`: numbers up to
+        that are taken, whether we know by whom or not.
         """
         table = photos_table(user_id)
         folder = day_folder(user_id, day)
         insert = _INSERT.format(table=table)
+        next_number = _NEXT_NUMBER.format(table=table)
 
         def work(db: sqlite3.Connection) -> list[Photo]:
             known = _find_all(db, table, {photo.local_id for photo in photos})
-            number = db.execute(_NEXT_NUMBER.format(table=table), (folder,)).fetchone()[0]
+            number = db.execute(next_number, (above, folder)).fetchone()[0]
             now = utc_now()
             rows: list[tuple[object, ...]] = []
             for new in photos:

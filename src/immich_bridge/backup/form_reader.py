@@ -168,7 +168,7 @@ def _part_name(head: bytes) -> str:
     try:
         headers, _ = HeadersParser().parse_headers([*lines, b""])
     except HttpProcessingError as exc:
-        raise _malformed(str(exc).partition("\n")[0][:100]) from exc
+        raise _malformed(exc.message.partition("\n")[0][:100]) from exc
     if headers.get("Content-Type", "").lower().startswith("multipart/"):
         raise _malformed("a part is a form of its own")
     _, parameters = parse_content_disposition(headers.get("Content-Disposition"))

@@ -12,6 +12,7 @@ from immich_bridge.media_types import extension_for
 
 _EXTENSION: Final = re.compile(r"[a-z0-9]{1,10}")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_NUMBERED: Final = re.compile(r"IMG_(\d{4,9})\.", re.ASCII)
 _EQUALS: Final = (
     frozenset({"jpg", "jpeg", "jpe"}),
     frozenset({"tif", "tiff"}),
@@ -42,6 +43,12 @@ def day_folder(user_id: int, day: date) -> str:
 def file_stem(number: int) -> str:
     """`IMG_0001` for 1; from 10000 on there are five digits."""
     return f"IMG_{number:04d}"
+
+
+def file_number(name: str) -> int:
+    """The number in the name of a photo's file; 0 for any other file."""
+    found = _NUMBERED.match(name)
+    return int(found[1]) if found else 0
 
 
 def normal_extension(text: str) -> str | None:

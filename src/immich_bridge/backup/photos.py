@@ -72,7 +72,9 @@ class Photos:
         if len(photos) > MAX_PHOTOS:
             raise BadRequest(f"too many photos: {len(photos)}, at most {MAX_PHOTOS} at once")
         new = [_new_photo(number, photo) for number, photo in enumerate(photos)]
-        assigned = await self._catalog.index(session.user_id, day, new)
+        # A database that is new, or older than the photos on disk, does not know all of them.
+        above = await self._uploads.highest_number(session.user_id, day)
+        assigned = await self._catalog.index(session.user_id, day, new, above=above)
         return web.json_response(
             {
                 "status": "success",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from immich_bridge.backup.disk import Disk
+from immich_bridge.backup.naming import file_number
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
 from immich_bridge.errors import BadRequest
 
@@ -87,6 +88,19 @@ class Storage:
                 probe.unlink(missing_ok=True)
 
         await self.disk.run(probe, write)
+
+    async def highest_number(self, folder: str) -> int:
+        """The highest number of a photo in a logical folder; 0 if there is none."""
+        path = self.path(folder)
+
+        def look() -> int:
+            try:
+                with os.scandir(path) as files:
+                    return max((file_number(file.name) for file in files), default=0)
+            except FileNotFoundError:
+                return 0
+
+        return await self.disk.run(path, look)
 
     async def receive(
         self, source: ByteSource, folder: str | None = None, *, limit: int = 0, digest: bool = False

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from immich_bridge.backup.catalog import Catalog, Photo
-from immich_bridge.backup.naming import uploaded_extension
+from immich_bridge.backup.naming import day_folder, uploaded_extension
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
 from immich_bridge.backup.storage import Storage
 from immich_bridge.errors import BadRequest, InternalError
@@ -48,6 +48,10 @@ class Uploads:
         self._storage = storage
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
+
+    async def highest_number(self, user_id: int, day: date) -> int:
+        """The highest number that a file on disk has on that day, known to the catalog or not."""
+        return await self._storage.highest_number(day_folder(user_id, day))
 
     async def destination(self, user_id: int, local_id: str, file_type: str) -> Destination:
         """Where the user's photo belongs; raises `BadRequest`, or `InternalError` for no photo."""

@@ -11,13 +11,16 @@ from immich_bridge.backup.accounts import Accounts
 from immich_bridge.backup.catalog import Catalog
 from immich_bridge.backup.chunks import Chunks
 from immich_bridge.backup.database import Database, DatabaseError
+from immich_bridge.backup.disk_space import DiskSpace
 from immich_bridge.backup.photos import Photos
 from immich_bridge.backup.sessions import Sessions
 from immich_bridge.backup.storage import Storage
+from immich_bridge.backup.stored import Stored
 from immich_bridge.backup.tokens import KeyFileError, Tokens, load_key
 from immich_bridge.backup.uploads import Uploads
 from immich_bridge.config import Config
 from immich_bridge.errors import StartError
+from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.rate_limit import RateLimit, RateLimitStorageError, rate_limit_storage
 from immich_bridge.http.routing import add_route
 from immich_bridge.logs import log_event
@@ -34,6 +37,7 @@ class BackupWing:
         self._config = config
         self._storage = Storage(config.storage_dir)
         self._database = Database(config.db_path)
+        self._stored = Stored()
 
     def add_routes(self, app: web.Application) -> None:
         """Route what is ours; the handlers work once `lifetime` has begun."""
@@ -61,6 +65,17 @@ class BackupWing:
         add_route(app, "POST", "/photos/upload/stream", photos.upload_stream)
         add_route(app, "POST", "/photos/upload/chunk", photos.upload_chunk)
         app.cleanup_ctx.append(self._lifetime)
+
+    def expose(self, metrics: Metrics) -> None:
+        """Let `metrics` tell of passwords that wait, and of disks that fill."""
+        metrics.gauge(
+            "immich_bridge_argon2_queue_length",
+            "Passwords that wait for a thread to hash them.",
+            lambda: [((), self._accounts.queue_length)],
+        )
+        self._stored.expose(metrics)
+        folders = {"storage": self._config.storage_dir, "database": self._config.db_path.parent}
+        DiskSpace(folders).expose(metrics)
 
     async def check_database(self) -> None:
         """Return if the database answers; raise if not."""

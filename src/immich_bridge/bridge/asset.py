@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final
 
 from immich_bridge.errors import BadRequest, UnsupportedMediaType
@@ -57,7 +58,7 @@ _UUID4: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
 )
 _MIME_TYPE: Final = re.compile(r"[A-Za-z0-9][\w!#$&^.+-]*/[A-Za-z0-9][\w!#$&^.+-]*", re.ASCII)
-_DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,2})?", re.ASCII)
 _VISIBILITIES: Final = ("timeline", "archive", "hidden", "locked")
 
 
@@ -228,12 +229,13 @@ def _mime_type(header: str, text: str | None) -> str | None:
 
 
 def _coordinate(header: str, text: str | None, limit: int) -> str | None:
-    """The text itself, since Immich's app stores coordinates as text."""
+    """The text itself, since Immich's app stores coordinates as text; without an exponent."""
     if text is None:
         return None
     if not _DECIMAL.fullmatch(text) or abs(float(text)) > limit:
         raise BadRequest(f"{header} is not a number from -{limit} to {limit}: {text!r}")
-    return text
+    # Many languages print what is next to the equator as 5e-05.
+    return f"{Decimal(text):f}" if "e" in text.lower() else text
 
 
 def _uuid4(header: str, text: str | None) -> str | None:

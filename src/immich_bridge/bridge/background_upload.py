@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from aiohttp import ClientResponse, web
+from aiohttp import web
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.bridge.asset import PARAMETERS, Asset
@@ -13,7 +13,7 @@ from immich_bridge.bridge.form import AssetForm
 from immich_bridge.bridge.forwarded import forwarded_by_us
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, without
 from immich_bridge.bridge.relay import RelayedResponse, relay
-from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.bridge.upstream import Answer, Upstream
 from immich_bridge.config import Config
 from immich_bridge.digests import parse_digest_fields
 from immich_bridge.errors import (
@@ -25,7 +25,9 @@ from immich_bridge.errors import (
     UnsupportedMediaType,
 )
 from immich_bridge.http.error_answer import BRIDGE_ERROR_HEADER
-from immich_bridge.http.middleware import REQUEST_ID, REQUEST_ID_HEADER
+from immich_bridge.http.metrics import CREATED, DUPLICATE, REFUSED
+from immich_bridge.http.middleware import REQUEST_ID_HEADER
+from immich_bridge.http.record import RECORD
 from immich_bridge.media_types import SNIFF_BYTES
 
 ROUTE: Final = "/api/assets/background"
@@ -69,7 +71,13 @@ _NOT_FOR_THE_FORM: Final = frozenset(
     }
 )
 _NOT_OF_THE_ANSWER: Final = frozenset(
-    {b"content-length", b"content-encoding", b"etag", REQUEST_ID_HEADER.lower().encode()}
+    {
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"etag",
+        REQUEST_ID_HEADER.lower().encode(),
+    }
 )
 _MAX_ANSWER: Final = 1024 * 1024
 """Bytes of an answer of Immich's that is read as JSON; a real one has about 70."""
@@ -90,6 +98,7 @@ class BackgroundUpload:
             raise NotImplementedHere("resumable uploads are not offered")
         if request.method != "POST":
             raise MethodNotAllowed(request.method, "POST")
+        request[RECORD].upload = ""  # there is one now, and something will become of it
         parameters = _parameters(request)
         _require_credentials(request, parameters)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -100,6 +109,7 @@ class BackgroundUpload:
             idle_timeout=self._config.body_idle_timeout,
             limit=self._config.max_stream_size,
             digests=parse_digest_fields(request.headers.items()),
+            fast_path=self._config.fast_path == "auto",
         )
         with body:
             return await self._upload(request, asset, body)
@@ -133,28 +143,33 @@ class BackgroundUpload:
         )
 
 
-async def _answer(request: web.Request, answer: ClientResponse) -> web.StreamResponse:
+async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
     """Immich's answer, with what the app can only see in headers."""
+    record = request[RECORD]
+    record.upstream = answer
     if 300 <= answer.status < 400:
         # iOS would follow it with a GET and take that answer for the upload's.
         raise BadGateway(f"Immich answered with a redirect ({answer.status})")
     if answer.status not in (200, 201):
         if answer.status < 300:
             raise BadGateway(f"Immich answered {answer.status}, which confirms no upload")
+        record.upload = REFUSED
         failure = (BRIDGE_ERROR_HEADER.encode(), b"immich_%d" % answer.status)
         return await relay(request, answer, extra_headers=[failure])
     result = await _read_result(answer)
-    duplicate = result.get("status") == "duplicate"
+    duplicate = result.get("status") == DUPLICATE
+    verdict = record.upload = DUPLICATE if duplicate else CREATED
     text = json.dumps({**result, "duplicate": duplicate}, ensure_ascii=False).encode()
     response = RelayedResponse(
         answer.status,
         answer.reason or "",
         [
             *without(end_to_end(answer.raw_headers), _NOT_OF_THE_ANSWER),
+            (b"Content-Type", b"application/json; charset=utf-8"),
             (b"Content-Length", b"%d" % len(text)),
             (b"X-Immich-Asset-Id", result["id"].encode()),
-            (b"X-Immich-Status", b"duplicate" if duplicate else b"created"),
-            (REQUEST_ID_HEADER.encode(), request[REQUEST_ID].encode()),
+            (b"X-Immich-Status", verdict.encode()),
+            (REQUEST_ID_HEADER.encode(), record.request_id.encode()),
         ],
         chunked=False,
         has_body=True,
@@ -164,7 +179,7 @@ async def _answer(request: web.Request, answer: ClientResponse) -> web.StreamRes
     return response
 
 
-async def _read_result(answer: ClientResponse) -> dict[str, Any]:
+async def _read_result(answer: Answer) -> dict[str, Any]:
     """The JSON of a success. What is not Immich's must not pass for a stored photo."""
     text = bytearray()
     while len(text) <= _MAX_ANSWER and (piece := await answer.content.readany()):

@@ -15,6 +15,9 @@ class ByteSource(Protocol):
     async def read(self) -> bytes:
         """The next piece. Raises when the end can no longer be reached."""
 
+    async def move_to(self, writer: AbstractStreamWriter) -> None:
+        """Move what can be moved without being read; `read` goes on behind it."""
+
 
 class StreamedBody(Payload):
     """The bytes of `source` as the body of a request; `length` as far as it is known."""
@@ -32,6 +35,13 @@ class StreamedBody(Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write the bytes as they come; the writer's back-pressure sets the pace."""
+        await self.write_behind(b"", writer)
+
+    async def write_behind(self, prefix: bytes, writer: AbstractStreamWriter) -> None:
+        """Write `prefix` together with the first piece, then the others."""
+        if first := prefix + await self.source.read():
+            await writer.write(first)
+            await self.source.move_to(writer)
         while piece := await self.source.read():
             await writer.write(piece)
 
@@ -75,10 +85,7 @@ class AssetForm(MultipartWriter):
         call of its own.
         """
         prefix, suffix = self._frame()
-        source = self._file.source
-        await writer.write(prefix + await source.read())
-        while piece := await source.read():
-            await writer.write(piece)
+        await self._file.write_behind(prefix, writer)
         if close_boundary:
             await writer.write(suffix)
 

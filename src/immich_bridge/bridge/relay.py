@@ -7,18 +7,22 @@ from typing import Final
 from aiohttp import (
     ClientConnectionResetError,
     ClientError,
-    ClientResponse,
     HttpVersion10,
     HttpVersion11,
+    StreamReader,
     web,
 )
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, render_head, without
+from immich_bridge.bridge.upstream import Answer
 from immich_bridge.errors import BadGateway
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
-from immich_bridge.http.middleware import OUTCOME, REQUEST_ID, REQUEST_ID_HEADER, SENT_STATUS
+from immich_bridge.http.middleware import REQUEST_ID_HEADER
+from immich_bridge.http.record import RECORD
+from immich_bridge.splice import SourceEnded, move
 
 _logger = logging.getLogger("immich_bridge.bridge")
 
@@ -59,7 +63,7 @@ class RelayedResponse(web.StreamResponse):
         elif request.version == HttpVersion10:
             framing.append((b"Connection", b"keep-alive"))
         self._keep_alive = keep_alive
-        request[SENT_STATUS] = self.status
+        request[RECORD].sent_status = self.status
         line = f"HTTP/1.1 {self.status} {self.reason}".encode("utf-8", "surrogateescape")
         assert isinstance(writer, StreamWriter)  # noqa: S101 - narrows the type
         writer._headers_buf = render_head(line, [*self._raw_headers, *framing])
@@ -74,22 +78,27 @@ class RelayedResponse(web.StreamResponse):
 
 async def relay(
     request: web.Request,
-    upstream: ClientResponse,
+    upstream: Answer,
     *,
     extra_headers: Iterable[tuple[bytes, bytes]] = (),
+    fast_path: bool = False,
 ) -> RelayedResponse:
     """Pass `upstream` on to the client of `request`: status, head and body, as they come.
+
+    With `fast_path` the bytes of a large body may pass this process by.
 
     An answer that breaks off at Immich breaks off at the client too: a proper end would
     pass it off as whole.
     """
+    record = request[RECORD]
+    record.upstream = upstream
     if upstream.status == 101:
         # To the client everything behind it would be the answer to its next request.
         raise BadGateway("Immich switched protocols, which nobody asked for")
     headers = [
         *without(end_to_end(upstream.raw_headers), _OURS),
         *extra_headers,
-        (REQUEST_ID_HEADER.encode(), request[REQUEST_ID].encode()),
+        (REQUEST_ID_HEADER.encode(), record.request_id.encode()),
     ]
     has_body = request.method != "HEAD" and upstream.status not in _BODILESS
     if upstream.status == 204:
@@ -106,6 +115,8 @@ async def relay(
         return response
     content = upstream.content
     try:
+        if fast_path and await _move(request, upstream):
+            return response
         piece = content.read_nowait()
         if not piece and not content.at_eof():
             await response.flush_head()
@@ -115,9 +126,51 @@ async def relay(
             piece = await content.readany()
     except ClientConnectionResetError:
         raise  # of a write: it is the client that has gone
-    except ClientError as exc:
-        request[OUTCOME] = "Immich broke off its answer"
+    except (ClientError, SourceEnded) as exc:
+        record.error = BadGateway.code
+        record.outcome = "Immich broke off its answer"
         _logger.warning("Immich broke off its answer: %s", type(exc).__name__)
         if request.transport is not None:
             request.transport.abort()
     return response
+
+
+async def _move(request: web.Request, upstream: Answer) -> bool:
+    """Move the body to the client inside the kernel; whether all of it has gone that way."""
+    connection, length = upstream.connection, upstream.content_length
+    writer = request.writer
+    if length is None or connection is None or connection.protocol is None:
+        return False
+    if upstream.content.is_eof() or not isinstance(writer, StreamWriter):
+        return False
+    return await move(_AnswerBody(upstream.content, connection.protocol, length), writer) > 0
+
+
+class _AnswerBody:
+    """The body of an answer of Immich's, as `splice.Body`."""
+
+    def __init__(self, content: StreamReader, connection: ResponseHandler, length: int) -> None:
+        self.content = content
+        self.connection = connection
+        self._length = length
+        self._read = 0
+
+    @property
+    def unread(self) -> int:
+        return self.content.total_bytes - self._read
+
+    @property
+    def remaining(self) -> int:
+        return self._length - self.content.total_bytes
+
+    async def read(self) -> bytes:
+        piece = await self.content.readany()
+        self._read += len(piece)
+        return piece
+
+    def waits(self, waiting: bool) -> None:
+        # The timer of Immich's silence is set anew by bytes that the protocol sees.
+        if waiting:
+            self.connection._reschedule_timeout()
+        else:
+            self.connection._drop_timeout()

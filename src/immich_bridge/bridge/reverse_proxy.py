@@ -31,10 +31,15 @@ class ReverseProxy:
         )
         if asks_for_websocket(request):
             return await self._websockets.handle(request, target, headers)
+        fast_path = self._config.fast_path == "auto"
         if not request.body_exists:
             async with self._upstream.request(request.method, target, headers) as answer:
-                return await relay(request, answer)
-        with IncomingBody(request, idle_timeout=self._config.body_idle_timeout) as body:
+                return await relay(request, answer, fast_path=fast_path)
+        with IncomingBody(
+            request,
+            idle_timeout=self._config.body_idle_timeout,
+            fast_path=fast_path,
+        ) as body:
             payload = StreamedBody(body, body.length, request.content_type)
             async with self._upstream.request(request.method, target, headers, payload) as answer:
-                return await relay(request, answer)
+                return await relay(request, answer, fast_path=fast_path)

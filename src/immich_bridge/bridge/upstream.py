@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from yarl import URL
 from immich_bridge.bridge.headers import RawHeaders, render_head
 from immich_bridge.config import Config
 from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, StartError, Unavailable
+from immich_bridge.http.metrics import Metrics
 
 # Immich closes idle connections after 5 to 6 seconds; ours are not used again after that.
 _KEEPALIVE_SECONDS: Final = 4.0
@@ -56,6 +57,8 @@ class _Exchange:
         self.pump: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport | None = None
         self.body_error: Exception | None = None
+        self.sent_at: float | None = None
+        """When Immich had the whole request, in the time of the event loop."""
 
     async def middleware(self, request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
         """Hand this exchange to the request, the one way that aiohttp's session offers."""
@@ -75,18 +78,36 @@ class _Exchange:
             await asyncio.wait({self.pump})
 
 
+class Answer(ClientResponse):
+    """An answer of Immich's, whose body may still be on its way."""
+
+    waited: float | None = None
+    """Seconds from the end of the request to the head; None when it came before the end."""
+
+
 class _Protocol(ResponseHandler):
     """The client's end of a connection, whose answers notice when they are broken off.
 
     aiohttp has the reader of a body wait for ever once its chunks are garbage, and takes a
     reset for the proper end of a body that ends with the connection.
+
+    `count` is told 1 when the connection is made, and -1 when it is lost.
     """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: Callable[[int], None]) -> None:
+        super().__init__(loop)
+        self._count = count
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._count(1)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
         self._break_body_off(exc)
         super().set_exception(exc, exc_cause)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._count(-1)
         if exc is not None:
             self._break_body_off(exc)
         super().connection_lost(exc)
@@ -122,6 +143,7 @@ class _UpstreamRequest(ClientRequest):
         if self._body is None:
             protocol.start_timeout()
             writer.set_eof()
+            self.exchange.sent_at = self.loop.time()
         else:
             # Immich's silence counts from the end of the body. aiohttp would count it from
             # the last bytes that came, a `100 Continue` for one.
@@ -164,6 +186,7 @@ class _UpstreamRequest(ClientRequest):
             if not isinstance(exc, Exception):
                 raise
         else:
+            self.exchange.sent_at = self.loop.time()
             if protocol is not None:
                 protocol.read_timeout = self._read_timeout
                 protocol.start_timeout()
@@ -188,6 +211,8 @@ class Upstream:
         """What stands before every path at this Immich; mostly nothing."""
         self.host = url.host_port_subcomponent.encode() if url.host_port_subcomponent else b""
         """The value of `Host` for requests to Immich."""
+        self._open_connections = 0
+        self._made_connections = 0
         self._config = config
         self._pooled: ClientSession
         self._unshared: ClientSession
@@ -206,10 +231,23 @@ class Upstream:
         await self._pooled.close()
         await self._unshared.close()
 
+    def expose(self, metrics: Metrics) -> None:
+        """Let `metrics` tell of the connections."""
+        metrics.gauge(
+            "immich_bridge_upstream_connections_open",
+            "Connections to Immich, in use or kept for the next request.",
+            lambda: [((), self._open_connections)],
+        )
+        metrics.counter(
+            "immich_bridge_upstream_connections",
+            "Connections to Immich that were made.",
+            lambda: [((), self._made_connections)],
+        )
+
     @asynccontextmanager
     async def request(
         self, method: str, target: bytes, headers: RawHeaders, body: Payload | None = None
-    ) -> AsyncIterator[ClientResponse]:
+    ) -> AsyncIterator[Answer]:
         """Send a request; the response, whose body is still to come, lives in the context.
 
         `target` is the request target without the prefix, `headers` are complete but for
@@ -224,9 +262,11 @@ class Upstream:
         prefix = b"" if target == b"*" else self.prefix  # concerns the server as a whole
         line = b"%b %b%b HTTP/1.1" % (method.encode(), prefix, target)
         exchange = _Exchange(render_head(line, headers))
-        response: ClientResponse | None = None
+        response: Answer | None = None
         try:
             response = await self._send(method, exchange, body)
+            if exchange.sent_at is not None:
+                response.waited = asyncio.get_running_loop().time() - exchange.sent_at
             yield response
             if not response.content.at_eof():
                 exchange.abort()
@@ -252,7 +292,7 @@ class Upstream:
             if answer.status != 200:
                 raise BadGateway(f"Immich answered {answer.status}")
 
-    async def _send(self, method: str, exchange: _Exchange, body: Payload | None) -> ClientResponse:
+    async def _send(self, method: str, exchange: _Exchange, body: Payload | None) -> Answer:
         """Send once, and a second time where that cannot do harm.
 
         Immich may close an idle connection at the very moment in which it is used again.
@@ -273,9 +313,9 @@ class Upstream:
 
     async def _attempt(
         self, session: ClientSession, method: str, exchange: _Exchange, body: Payload | None
-    ) -> ClientResponse:
+    ) -> Answer:
         try:
-            return await session.request(
+            answer = await session.request(
                 method,
                 self._origin,
                 data=body,
@@ -286,15 +326,19 @@ class Upstream:
             if exchange.body_error is not None:
                 raise exchange.body_error from None
             raise
+        assert isinstance(answer, Answer)  # noqa: S101 - narrows the type
+        return answer
 
     def _session(self, **pooling: Any) -> ClientSession:
         tls = _tls_context(self._config.immich_ca_file)
         connector = TCPConnector(limit=0, limit_per_host=0, ssl=tls, **pooling)
-        protocol = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        protocol = functools.partial(_Protocol, loop=loop, count=self._count_connection)
         connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
         session = ClientSession(
             connector=connector,
             request_class=_UpstreamRequest,
+            response_class=Answer,
             cookie_jar=DummyCookieJar(),
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,
@@ -309,6 +353,10 @@ class Upstream:
         )
         session._retry_connection = False  # `_send` knows better what may be repeated
         return session
+
+    def _count_connection(self, change: int) -> None:
+        self._open_connections += change
+        self._made_connections += change > 0
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:

@@ -7,16 +7,20 @@ compression and translate close codes; that is between the two ends.
 import asyncio
 from typing import Final
 
-from aiohttp import ClientResponse, web
+from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 
 from immich_bridge.bridge.headers import RawHeaders, end_to_end
 from immich_bridge.bridge.relay import RelayedResponse, relay
-from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.bridge.upstream import Answer, Upstream
 from immich_bridge.errors import Unavailable
-from immich_bridge.http.middleware import BYTES_IN, REQUEST_ID, REQUEST_ID_HEADER
+from immich_bridge.http.metrics import Metrics
+from immich_bridge.http.middleware import REQUEST_ID_HEADER
+from immich_bridge.http.record import RECORD
 
+_ROUTE: Final = "websocket"
+"""The route of a tunnel, to the log and the metrics: one lasts for hours."""
 # `Upgrade` and `Connection` concern one connection each (RFC 9110 7.8), so they are made anew.
 UPGRADE_HEADERS: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 
@@ -39,6 +43,14 @@ class WebSocketProxy:
         self._tunnels: set[asyncio.Transport] = set()
         self._closed = False
 
+    def expose(self, metrics: Metrics) -> None:
+        """Let `metrics` tell how many tunnels there are."""
+        metrics.gauge(
+            "immich_bridge_websockets_open",
+            "WebSockets between clients and Immich.",
+            lambda: [((), len(self._tunnels))],
+        )
+
     async def handle(
         self, request: web.Request, target: bytes, headers: RawHeaders
     ) -> web.StreamResponse:
@@ -46,6 +58,9 @@ class WebSocketProxy:
         async with self._upstream.request("GET", target, [*headers, *UPGRADE_HEADERS]) as answer:
             if answer.status != 101:
                 return await relay(request, answer)
+            record = request[RECORD]
+            record.upstream = answer
+            record.route = _ROUTE
             if self._closed:
                 raise Unavailable("this server is stopping")
             response = RelayedResponse(
@@ -54,7 +69,7 @@ class WebSocketProxy:
                 [
                     *end_to_end(answer.raw_headers),
                     *UPGRADE_HEADERS,
-                    (REQUEST_ID_HEADER.encode(), request[REQUEST_ID].encode()),
+                    (REQUEST_ID_HEADER.encode(), record.request_id.encode()),
                 ],
                 chunked=False,
                 has_body=False,
@@ -79,7 +94,7 @@ class WebSocketProxy:
             transport.close()
 
 
-async def _tunnel(request: web.Request, answer: ClientResponse) -> None:
+async def _tunnel(request: web.Request, answer: Answer) -> None:
     """Move bytes both ways until one side closes."""
     client = request.protocol
     connection = answer.connection
@@ -97,7 +112,7 @@ async def _tunnel(request: web.Request, answer: ClientResponse) -> None:
     finally:
         to_client.stop()
         to_immich.stop()
-        request[BYTES_IN] = to_immich.moved
+        request[RECORD].bytes_tunnelled = to_immich.moved
         request.writer.output_size += to_client.moved
         # Closes gracefully: what one side sent last, a close frame, still has to arrive.
         answer.close()

@@ -8,14 +8,19 @@ from typing import Final
 from uuid import uuid4
 
 from aiohttp import HttpVersion11, web
+from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
 from immich_bridge.errors import BadRequest, BridgeError, NotImplementedHere
 from immich_bridge.http.client_address import peer_address
 from immich_bridge.http.error_answer import error_answer
+from immich_bridge.http.metrics import OTHER, Metrics
 from immich_bridge.logs import log_event
 
 _logger = logging.getLogger("immich_bridge.access")
+
+_ROUTE: Final = "malformed"
+"""The route of what cannot be parsed, to the log and the metrics."""
 
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 256 * 1024
@@ -34,7 +39,12 @@ class Connection(web.RequestHandler):
     """
 
     def __init__(
-        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, read_bufsize: int
+        self,
+        manager: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        read_bufsize: int,
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(
             manager,
@@ -50,6 +60,7 @@ class Connection(web.RequestHandler):
             lingering_time=0.0,
             access_log=None,  # type: ignore[arg-type]  # None turns it off
         )
+        self._metrics = metrics
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -84,11 +95,30 @@ class Connection(web.RequestHandler):
             logging.INFO,
             "malformed request",
             client=peer_address(request),
+            route=_ROUTE,
             status=response.status,
             reason=reason,
             request_id=request_id,
         )
+        if self._metrics is not None:
+            traffic = self._metrics.traffic[_ROUTE]
+            traffic.answered(OTHER, response.status)
+            traffic.errors[BadRequest.code] += 1
         return response
+
+    def skip_body(self) -> None:
+        """Take what comes next for the beginning of a request: the body passed the parser by."""
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=_MAX_HEAD,
+            max_field_size=_MAX_HEAD,
+            max_headers=_MAX_HEADERS,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     @property
     def idle(self) -> bool:

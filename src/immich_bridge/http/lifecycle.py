@@ -1,33 +1,38 @@
 """The life of the process as requests see it: running, then draining, then gone."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
 
 
 class Lifecycle:
-    """Counts the requests under way and says when no more should come."""
+    """Knows the requests under way and says when no more should come."""
 
     def __init__(self) -> None:
         self.draining = False
         """Whether the process has been asked to stop: answers close their connections."""
-        self._under_way = 0
+        self._under_way: dict[int, web.Request] = {}  # requests have no hash
         self._idle = asyncio.Event()
         self._idle.set()
         self._on_drain: list[Callable[[], None]] = []
 
+    @property
+    def under_way(self) -> Iterable[web.Request]:
+        """The requests that have begun and not ended."""
+        return self._under_way.values()
+
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count one request for as long as the context lasts."""
-        self._under_way += 1
+    def request(self, request: web.Request) -> Iterator[None]:
+        """Hold `request` for under way as long as the context lasts."""
+        self._under_way[id(request)] = request
         self._idle.clear()
         try:
             yield
         finally:
-            self._under_way -= 1
-            if self._under_way == 0:
+            del self._under_way[id(request)]
+            if not self._under_way:
                 self._idle.set()
 
     def on_drain(self, callback: Callable[[], None]) -> None:
@@ -44,7 +49,7 @@ class Lifecycle:
                 await self._idle.wait()
         except TimeoutError:
             pass
-        return self._under_way
+        return len(self._under_way)
 
 
 LIFECYCLE: web.AppKey[Lifecycle] = web.AppKey("lifecycle", Lifecycle)

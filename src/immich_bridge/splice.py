@@ -1,0 +1,246 @@
+"""Moving bytes from one connection to another inside the kernel (Linux, plain TCP).
+
+The bytes of a photo need not pass through this process: `splice(2)` moves them from a socket
+into a pipe and on into the other socket by reference. One function does it: `move` moves the
+rest of a body as far as that is possible, and leaves the remainder to whoever reads it.
+"""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Final, Protocol
+
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import StreamWriter
+
+_MIN_BYTES: Final = 1024 * 1024
+"""Below this the pipe and the waits cost more than copying."""
+
+_PIPE_BYTES: Final = 256 * 1024
+"""What a pipe is asked to hold. Of one user's pipes Linux lets some 64 MiB grow so large."""
+_TURN_BYTES: Final = 4 * 1024 * 1024
+"""Bytes that are moved before others get their turn on the event loop."""
+
+_POSSIBLE: Final = hasattr(os, "splice")
+# 0 on systems that have no splice, where it is never used.
+_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
+
+
+class SourceEnded(Exception):
+    """The sender closed its connection, or lost it, before all bytes had come."""
+
+
+class Body(Protocol):
+    """A body on its way in, as far as it concerns whoever moves it on."""
+
+    content: StreamReader
+    """Where its bytes come out that went through the parser."""
+
+    @property
+    def connection(self) -> BaseProtocol | None:
+        """The connection on which it comes."""
+
+    @property
+    def unread(self) -> int:
+        """How many of its bytes wait for `read`."""
+
+    @property
+    def remaining(self) -> int:
+        """How many of its bytes have not reached the parser yet."""
+
+    async def read(self) -> bytes:
+        """The next piece of it."""
+
+    def waits(self, waiting: bool) -> None:
+        """Nothing comes from its sender, or again something."""
+
+
+async def move(body: Body, writer: StreamWriter) -> int:
+    """Move what is left of `body` to where `writer` writes; how many bytes passed the parser by.
+
+    None do where a condition is missing: a system that can splice, TCP without TLS on both
+    sides, a body that is worth it. What the parser has of the body is written in any case.
+    Raises what `body.read` raises, `SourceEnded`, and `ConnectionError` when the other side
+    takes no more.
+    """
+    connection, source, sink = body.connection, None, writer.transport
+    if connection is not None:
+        source = connection.transport
+    if connection is None or source is None or sink is None or body.remaining < _MIN_BYTES:
+        return 0
+    if not (_POSSIBLE and _is_plain_tcp(source) and _is_plain_tcp(sink)):
+        return 0
+    moved = 0
+
+    def count(size: int) -> None:
+        nonlocal moved
+        moved += size
+        body.content.total_bytes += size
+        writer.output_size += size
+
+    body.waits(False)
+    try:
+        await _hand_on_what_is_parsed(body, connection, source, writer)
+        if body.remaining:
+            await _flush(writer, sink)
+            splicing = asyncio.create_task(_splice(source, sink, body.remaining, count, body.waits))
+            # Where a body is said to have failed: its sender silent, this server stopping.
+            failing = asyncio.create_task(body.content.wait_eof())
+            try:
+                await asyncio.wait({splicing, failing}, return_when=asyncio.FIRST_COMPLETED)
+                if not splicing.done():
+                    await body.read()  # raises what happened
+                splicing.result()
+            finally:
+                splicing.cancel()
+                failing.cancel()
+                await asyncio.gather(splicing, failing, return_exceptions=True)
+    finally:
+        if not source.is_closing():
+            source.resume_reading()
+    return moved
+
+
+async def _hand_on_what_is_parsed(
+    body: Body, connection: BaseProtocol, source: asyncio.Transport, writer: StreamWriter
+) -> None:
+    """Stop to read from `source`, and write what was read before."""
+    source.pause_reading()
+    while body.unread or connection._reading_paused:
+        piece = await body.read()
+        # The parser lets the connection read again once its buffer is empty.
+        if not source.is_closing():
+            source.pause_reading()
+        await writer.write(piece)
+
+
+async def _flush(writer: StreamWriter, sink: asyncio.Transport) -> None:
+    """Return when the kernel has all that was written."""
+    writer.send_headers()
+    low, high = sink.get_write_buffer_limits()
+    sink.set_write_buffer_limits(0)
+    try:
+        await writer.drain()
+    finally:
+        sink.set_write_buffer_limits(high, low)
+
+
+async def _splice(
+    source: asyncio.Transport,
+    sink: asyncio.Transport,
+    count: int,
+    moved: Callable[[int], None],
+    waits: Callable[[bool], None],
+) -> None:
+    with ExitStack() as stack:
+        try:
+            reader = stack.enter_context(_Duplicate(source))
+            writer = stack.enter_context(_Duplicate(sink))
+            pipe = stack.enter_context(_Pipe())
+        except OSError:
+            return  # out of descriptors; the bytes can still be copied
+        in_this_turn = 0
+        while count:
+            size = pipe.fill(reader.descriptor, count)
+            if size is None:
+                waits(True)
+                await reader.readable()
+                waits(False)
+                in_this_turn = 0
+                continue
+            count -= size
+            in_this_turn += size
+            moved(size)
+            while size := size - pipe.drain(writer.descriptor, size):
+                await writer.writable()
+                in_this_turn = 0
+            if in_this_turn >= _TURN_BYTES:
+                await asyncio.sleep(0)
+                in_this_turn = 0
+
+
+def _is_plain_tcp(transport: asyncio.Transport) -> bool:
+    if transport.is_closing() or transport.get_extra_info("ssl_object"):
+        return False
+    sock = transport.get_extra_info("socket")
+    return (
+        sock is not None
+        and sock.type == socket.SOCK_STREAM
+        and sock.family in (socket.AF_INET, socket.AF_INET6)
+    )
+
+
+class _Duplicate:
+    """The socket of a transport under a second descriptor, which the event loop lets us watch."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> "_Duplicate":
+        self.descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    async def readable(self) -> None:
+        """Return when there are bytes, or their end."""
+        await self._ready(self._loop.add_reader, self._loop.remove_reader)
+
+    async def writable(self) -> None:
+        """Return when there is room for bytes."""
+        await self._ready(self._loop.add_writer, self._loop.remove_writer)
+
+    async def _ready(self, watch: Callable[..., None], forget: Callable[[int], object]) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+
+        def on_ready() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        watch(self.descriptor, on_ready)
+        try:
+            await ready
+        finally:
+            forget(self.descriptor)
+
+
+class _Pipe:
+    """A pipe inside the kernel; it is empty before `fill`."""
+
+    def __enter__(self) -> "_Pipe":
+        self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._in)
+        os.close(self._out)
+
+    def fill(self, source: int, count: int) -> int | None:
+        """Take up to `count` bytes out of a socket; how many, None if there are none yet."""
+        try:
+            size: int = os.splice(source, self._in, min(count, _PIPE_BYTES), flags=_FLAGS)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise SourceEnded(exc.strerror) from exc
+        if size == 0:
+            raise SourceEnded("the connection was closed")
+        return size
+
+    def drain(self, sink: int, count: int) -> int:
+        """Put up to `count` bytes into a socket; how many it took."""
+        try:
+            size: int = os.splice(self._out, sink, count, flags=_FLAGS)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise ConnectionResetError(exc.errno, exc.strerror) from exc
+        return size
