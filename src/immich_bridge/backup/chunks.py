@@ -115,7 +115,7 @@ class Chunks:
         async with joined:
             await joined.fill(partial(_copy_in_order, there))
             written = await self._storage.disk.run(joined.path, lambda: _identity(joined.path))
-            await self._uploads.complete(joined, chunks.destination)
+            await self._uploads.complete(joined, chunks.destination, "chunk")
         placed = await self._storage.disk.run(place, lambda: _identity(place))
         # Another upload may have taken its place already; then there is nothing to note.
         if written and placed and written["inode"] == placed["inode"]:

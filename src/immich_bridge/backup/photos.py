@@ -94,7 +94,7 @@ class Photos:
         """`POST /photos/upload`: a form with `local_id`, `file_type` and `file`."""
         session = await self._begin_upload(request)
         form = await self._read_form(request, session, "file")
-        await self._uploads.complete(form.file, form.destination)
+        await self._uploads.complete(form.file, form.destination, "form")
         return web.json_response(_stored(form.destination, form.file.size))
 
     async def upload_stream(self, request: web.Request) -> web.Response:
@@ -105,7 +105,7 @@ class Photos:
         )
         with self._body(request, limit=self._config.max_stream_size) as body:
             pending = await self._uploads.receive(body, destination, limit=0)
-        await self._uploads.complete(pending, destination)
+        await self._uploads.complete(pending, destination, "raw")
         return web.json_response(_stored(destination, pending.size))
 
     async def upload_chunk(self, request: web.Request) -> web.Response:

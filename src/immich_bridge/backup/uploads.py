@@ -11,6 +11,7 @@ from immich_bridge.backup.catalog import Catalog, Photo
 from immich_bridge.backup.naming import day_folder, uploaded_extension
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
 from immich_bridge.backup.storage import Storage
+from immich_bridge.backup.stored import Stored, Way
 from immich_bridge.errors import BadRequest, InternalError
 
 T = TypeVar("T")
@@ -43,9 +44,10 @@ class Destination:
 class Uploads:
     """Puts files into their places."""
 
-    def __init__(self, catalog: Catalog, storage: Storage) -> None:
+    def __init__(self, catalog: Catalog, storage: Storage, stored: Stored) -> None:
         self._catalog = catalog
         self._storage = storage
+        self._stored = stored
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -82,13 +84,13 @@ class Uploads:
         folder = destination.photo.folder if destination else None
         return await self._storage.receive(source, folder, limit=limit, digest=digest)
 
-    async def complete(self, pending: PendingFile, destination: Destination) -> None:
+    async def complete(self, pending: PendingFile, destination: Destination, way: Way) -> None:
         """Place the file and record it. When this returns, both survive a power cut.
 
         Once begun it ends also when the client has gone: the bytes are whole, and a file
         without its row would be neither here nor there.
         """
-        await self.to_its_end(self._complete(pending, destination))
+        await self.to_its_end(self._complete(pending, destination, way))
 
     async def is_recorded(self, destination: Destination) -> bool:
         """Whether the database holds the file for stored, at this moment."""
@@ -119,7 +121,7 @@ class Uploads:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    async def _complete(self, pending: PendingFile, destination: Destination) -> None:
+    async def _complete(self, pending: PendingFile, destination: Destination, way: Way) -> None:
         async with pending, self.lock(destination.path):
             # The lock keeps file and row together when two clients send the same photo.
             await pending.place(self._storage.path(destination.path), destination.modified)
@@ -129,3 +131,4 @@ class Uploads:
                 destination.extension,
                 pending.size,
             )
+            self._stored.add(way, pending.size)

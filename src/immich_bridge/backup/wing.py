@@ -49,7 +49,7 @@ class BackupWing:
         self._accounts = Accounts(self._database)
         self._tokens = Tokens(self._database, key, self._config.token_ttl)
         catalog = Catalog(self._database)
-        self._uploads = Uploads(catalog, self._storage)
+        self._uploads = Uploads(catalog, self._storage, self._stored)
         self._chunks = Chunks(self._storage, self._uploads, max_total=self._config.max_stream_size)
         login_limit = RateLimit(counts, self._config.rate_limit_login, "login")
         upload_limit = RateLimit(counts, self._config.rate_limit_upload, "upload")
