@@ -65,7 +65,7 @@ def svg(panels: Sequence[Panel], caption: str) -> str:
 def _panel(panel: Panel) -> list[str]:
     lines = [
         f'<text class="title" y="12">{escape(panel.title)}'
-        f'<tspan class="unit" font-weight="400">  {escape(panel.unit)}</tspan></text>'
+        f'<tspan class="unit" font-weight="400" dx="8">{escape(panel.unit)}</tspan></text>'
     ]
     most = max((bar.value for bar in panel.bars), default=0.0) or 1.0
     for number, bar in enumerate(panel.bars):

@@ -252,7 +252,7 @@ def test_charts_are_well_formed_whatever_they_show() -> None:
     text = svg([Panel("a < b", "MB/s", [Bar('"<&', 0.0), Bar("ours", 2.5, ours=True)])], "c & d")
     root = ElementTree.fromstring(text)
     texts = ["".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts == ["a < b  MB/s", '"<&', "0.00", "ours", "2.50", "c & d"]
+    assert texts == ["a < bMB/s", '"<&', "0.00", "ours", "2.50", "c & d"]
 
 
 def test_percentiles_of_classes_two_percent_wide() -> None:
