@@ -11,10 +11,10 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/immich_bridge/__
 .DELETE_ON_ERROR:
 # Two pips at once in one environment get in each other's way; nothing else here takes long.
 .NOTPARALLEL:
-.PHONY: help demo test run image clean
+.PHONY: help demo test run image bench bench-full soak clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed ## show it: a stand-in Immich, the bridge, and photos sent through it
 	@$(BIN)/python tests/demo.py $(ARGS)
@@ -40,6 +40,15 @@ image: ## build the container image, with docker, podman or buildah
 	echo "make: building the image takes a running docker, podman or buildah; there is none" >&2; \
 	exit 1
 
+bench: $(VENV)/installed-bench ## measure beside nginx, haproxy and caddy; a few minutes
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+bench-full: $(VENV)/installed-bench ## the same at length: more works, longer rounds
+	@$(BIN)/python benchmarks/compare.py --full $(ARGS)
+
+soak: $(VENV)/installed ## mixed traffic in which no request may fail (ARGS="--duration 30m")
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
 clean: ## remove .venv, caches and build results; data/ and storage/ stay
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache .hypothesis
@@ -59,6 +68,9 @@ $(VENV)/installed: $(VENV)/created $(MANIFEST)
 
 $(VENV)/installed-test: $(VENV)/created $(MANIFEST)
 	$(call install,the bridge and what its tests need,fast$(comma)test,[test])
+
+$(VENV)/installed-bench: $(VENV)/created $(MANIFEST)
+	$(call install,the bridge and what it is measured beside,fast$(comma)bench,[bench])
 
 comma := ,
 

@@ -1,6 +1,7 @@
 """Immich's upload form around a file that is still on its way."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, Protocol
 
 from aiohttp import BytesPayload, MultipartWriter, Payload, hdrs
@@ -65,18 +66,24 @@ class AssetForm(MultipartWriter):
         boundary: str | None = None,
     ) -> None:
         super().__init__("form-data", boundary=boundary)
-        for name, value in fields:
-            part = BytesPayload(value.encode())
-            # Browsers and Immich's own clients send text fields without a type.
-            del part.headers[hdrs.CONTENT_TYPE]
-            part.set_content_disposition("form-data", name=name)
-            self.append_payload(part)
         self._file = StreamedBody(body, length, content_type)
         # Immich's parser takes the name as raw UTF-8 and does not undo percent-encoding.
         self._file.set_content_disposition(
             "form-data", quote_fields=False, name="assetData", filename=filename
         )
         self.append_payload(self._file)
+        delimiter = b"--" + self._boundary
+        before = bytearray()
+        for name, value in fields:
+            before += delimiter + _CRLF + _field_headers(name) + value.encode() + _CRLF
+        self._before = bytes(before + delimiter + _CRLF + self._file._binary_headers)
+        self._behind = _CRLF + delimiter + b"--" + _CRLF
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole form; None when the length of the file is not known."""
+        length = self._file.size
+        return None if length is None else len(self._before) + length + len(self._behind)
 
     async def write(self, writer: AbstractStreamWriter, close_boundary: bool = True) -> None:
         """Write the form; all that precedes the file goes out with the file's first piece.
@@ -84,17 +91,16 @@ class AssetForm(MultipartWriter):
         The writer of aiohttp makes some 16 small pieces of a form like this, each a system
         call of its own.
         """
-        prefix, suffix = self._frame()
-        await self._file.write_behind(prefix, writer)
+        await self._file.write_behind(self._before, writer)
         if close_boundary:
-            await writer.write(suffix)
+            await writer.write(self._behind)
 
-    def _frame(self) -> tuple[bytes, bytes]:
-        """What stands before and after the bytes of the file."""
-        delimiter = b"--" + self._boundary
-        before = bytearray()
-        for part, _, _ in self._parts:
-            before += delimiter + _CRLF + part._binary_headers
-            if isinstance(part, BytesPayload):
-                before += part._value + _CRLF
-        return bytes(before), _CRLF + delimiter + b"--" + _CRLF
+
+@cache  # there are a dozen names
+def _field_headers(name: str) -> bytes:
+    """The headers of a text field as aiohttp renders them, up to its value."""
+    part = BytesPayload(b"")
+    # Browsers and Immich's own clients send text fields without a type.
+    del part.headers[hdrs.CONTENT_TYPE]
+    part.set_content_disposition("form-data", name=name)
+    return part._binary_headers
