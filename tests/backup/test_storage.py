@@ -4,7 +4,10 @@ import asyncio
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,6 +31,7 @@ from backup_uploads import (
 )
 from backup_wing import Answer, Api, photo
 from immich_bridge.backup.accounts import User
+from immich_bridge.backup.disk import Disk
 from immich_bridge.backup.storage import Storage
 from immich_bridge.errors import BadRequest, ClientGone, PayloadTooLarge
 from immich_bridge.serve import Server
@@ -203,6 +207,60 @@ class TestReceivingAndPlacing:
     ) -> None:
         await storage.check()
         assert on_disk(storage_dir) == {}
+
+
+class TestSharedSyncs:
+    """A folder is synced after every change of it, once for all that wait."""
+
+    def test_each_waits_for_a_sync_that_began_after_it_came(
+        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = Disk(storage_dir)
+        begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+        changes: list[int] = []
+        synced: list[set[int]] = []
+
+        def slow_sync(folder: Path) -> None:
+            assert folder == storage_dir
+            on_disk = set(changes)
+            begun.release()
+            assert go_on.acquire(timeout=PATIENCE)
+            synced.append(on_disk)
+
+        def change(number: int) -> None:
+            changes.append(number)
+            disk.sync_folder(storage_dir)
+            assert any(number in on_disk for on_disk in synced)
+
+        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", slow_sync)
+        with ThreadPoolExecutor(10) as pool:
+            first = pool.submit(change, 0)
+            assert begun.acquire(timeout=PATIENCE)
+            others = [pool.submit(change, number) for number in range(1, 10)]
+            while len(changes) < 10:
+                time.sleep(0.001)
+            for _ in range(10):  # more than enough
+                go_on.release()
+            for each in (first, *others):
+                each.result(PATIENCE)
+        assert synced[0] == {0}
+        # Whoever came while the first sync ran shares the second one, or the third if late.
+        assert len(synced) <= 3
+
+    def test_one_that_fails_fails_for_nobody_else(
+        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = Disk(storage_dir)
+        errors = iter([OSError("broken")])
+
+        def sync(_: Path) -> None:
+            for error in errors:
+                raise error
+
+        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", sync)
+        with pytest.raises(OSError, match="broken"):
+            disk.sync_folder(storage_dir)
+        disk.sync_folder(storage_dir)
 
 
 class TestWhatOthersSee:

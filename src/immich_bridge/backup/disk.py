@@ -2,13 +2,16 @@
 
 import asyncio
 import errno
+import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from immich_bridge.errors import InsufficientStorage, InternalError
 
@@ -31,6 +34,8 @@ class Disk:
         self.root = root
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
         self._synced: set[Path] = set()
+        self._folder_syncs: WeakValueDictionary[Path, _FolderSync] = WeakValueDictionary()
+        self._folder_syncs_lock = threading.Lock()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -61,6 +66,34 @@ class Disk:
         with suppress(PermissionError) if self.root not in folder.parents else nullcontext():
             sync_folder(folder.parent)
         self._synced.add(folder)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make the entries of `folder` survive a power cut; callers at the same time share it."""
+        with self._folder_syncs_lock:
+            sync = self._folder_syncs.get(folder)
+            if sync is None:
+                sync = self._folder_syncs[folder] = _FolderSync(folder)
+        sync.run()
+
+
+class _FolderSync:
+    """One wait for the disk for all who changed a folder before it began."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._tickets = itertools.count(1)
+        self._synced = 0
+
+    def run(self) -> None:
+        """Return once a sync that began after this call has ended."""
+        mine = next(self._tickets)
+        with self._lock:
+            if mine < self._synced:
+                return
+            ticket = next(self._tickets)  # all lower ones were drawn before this sync begins
+            sync_folder(self._folder)
+            self._synced = ticket
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:

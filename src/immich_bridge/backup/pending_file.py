@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, Protocol
 
 from aiofiles.threadpool import wrap
 
-from immich_bridge.backup.disk import Disk, sync_folder, to_its_end, translated
+from immich_bridge.backup.disk import Disk, to_its_end, translated
 from immich_bridge.errors import PayloadTooLarge
 
 _FILE_MODE: Final = 0o640
@@ -107,7 +107,7 @@ class PendingFile:
                 os.fsync(file.fileno())
             self._disk.make_folder(destination.parent)
             self.path.replace(destination)
-            sync_folder(destination.parent)
+            self._disk.sync_folder(destination.parent)
 
         await self._disk.run(destination, settle)
         self._placed = True
