@@ -3,12 +3,11 @@
 import asyncio
 import os
 import re
-import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,11 +29,13 @@ from backup_uploads import (
     upload_request,
 )
 from backup_wing import Answer, Api, photo
+from debian_tools import INSTALL_SECONDS
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.disk import Disk
 from immich_bridge.backup.storage import Storage
 from immich_bridge.errors import BadRequest, ClientGone, PayloadTooLarge
 from immich_bridge.serve import Server
+from tracing import traced
 from wire import PATIENCE
 
 LOGICAL = "storage/photo/1/2025/12/10/IMG_0001.jpg"
@@ -514,25 +515,7 @@ def parse_strace(output: str) -> list[Call]:
 class TestOrderOfASafeWrite:
     """What the kernel was asked for, seen by strace."""
 
-    @asynccontextmanager
-    async def traced(self, pid: int, output: Path) -> AsyncIterator[None]:
-        strace = await asyncio.create_subprocess_exec(
-            *("strace", "-f", "-y", "-s", "32", "-o", str(output), "-p", str(pid)),
-            *("-e", f"trace={TRACED}"),
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert strace.stderr is not None
-        try:
-            first = await asyncio.wait_for(strace.stderr.readline(), PATIENCE)
-            if b"attached" not in first:
-                pytest.skip(f"strace cannot attach here: {first.decode().strip()}")
-            yield
-        finally:
-            if strace.returncode is None:
-                strace.terminate()  # it lets go of what it traces
-            await strace.communicate()
-
-    @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+    @pytest.mark.timeout(INSTALL_SECONDS + 60)
     async def test_everything_is_synced_before_the_answer(
         self,
         start_backup_process: StartServerProcess,
@@ -548,7 +531,7 @@ class TestOrderOfASafeWrite:
             answer = await api.index(f"2025-12-{number}", [photo(route)])
             assert answer.status == 200, answer
         output = tmp_path / "strace"
-        async with self.traced(server.process.pid, output):
+        async with traced(server.process.pid, output, "-y", "-s", "32", "-e", f"trace={TRACED}"):
             for route in ROUTES:
                 content = pattern(3_000_000)
                 assert (await upload(api, route, content, local_id=route)).status == 200
