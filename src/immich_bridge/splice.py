@@ -20,8 +20,12 @@ from aiohttp.http import StreamWriter
 _MIN_BYTES: Final = 1024 * 1024
 """Below this the pipe and the waits cost more than copying."""
 
-_PIPE_BYTES: Final = 256 * 1024
-"""What a pipe is asked to hold. Of one user's pipes Linux lets some 64 MiB grow so large."""
+_LARGEST_PIPE: Final = 1024 * 1024
+_SMALLEST_PIPE: Final = 64 * 1024
+"""What a pipe has without being asked."""
+_ALL_PIPES: Final = 48 * 1024 * 1024
+"""What the pipes may hold together. With more than 64 MiB in the pipes of one user, Linux
+makes new ones of two pages."""
 _TURN_BYTES: Final = 4 * 1024 * 1024
 """Bytes that are moved before others get their turn on the event loop."""
 
@@ -213,20 +217,28 @@ class _Duplicate:
 class _Pipe:
     """A pipe inside the kernel; it is empty before `fill`."""
 
+    _allotted = 0
+    """Bytes that all pipes may hold."""
+
     def __enter__(self) -> "_Pipe":
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with suppress(OSError):
-            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._size = _SMALLEST_PIPE
+        wanted = min(_LARGEST_PIPE, (_ALL_PIPES - _Pipe._allotted) // 16)
+        if wanted > _SMALLEST_PIPE:
+            with suppress(OSError):  # not more than this system allows
+                self._size = fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, wanted)
+        _Pipe._allotted += self._size
         return self
 
     def __exit__(self, *_: object) -> None:
+        _Pipe._allotted -= self._size
         os.close(self._in)
         os.close(self._out)
 
     def fill(self, source: int, count: int) -> int | None:
         """Take up to `count` bytes out of a socket; how many, None if there are none yet."""
         try:
-            size: int = os.splice(source, self._in, min(count, _PIPE_BYTES), flags=_FLAGS)
+            size: int = os.splice(source, self._in, min(count, self._size), flags=_FLAGS)
         except BlockingIOError:
             return None
         except OSError as exc:
