@@ -5,16 +5,22 @@ that is made in small pieces again, or for a body that is held.
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from conftest import BridgeProcess, StartProcess
 from debian_tools import INSTALL_SECONDS
 from immich_standin import StandIn
 from raw_upload import KEY, NAME, jpeg, upload_request
 from tracing import counts, traced
 from wire import connect, request
+
+if TYPE_CHECKING:
+    from conftest import BridgeProcess
+
+StartProcess = Callable[..., Awaitable["BridgeProcess"]]
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 
@@ -24,7 +30,7 @@ MIB = 1 << 20
 @pytest.fixture(params=["auto", "off"])
 async def process(
     request: pytest.FixtureRequest, immich: StandIn, start_process: StartProcess
-) -> BridgeProcess:
+) -> "BridgeProcess":
     """A bridge as a process of its own, with `FAST_PATH` as the parameter says."""
     return await start_process(IMMICH_SERVER_URL=immich.url, FAST_PATH=request.param)
 
@@ -36,7 +42,7 @@ async def repeat(url: str, message: bytes, times: int) -> None:
             assert (await peer.read_answer()).status in (200, 201)
 
 
-async def calls_of(process: BridgeProcess, message: bytes, times: int, tmp_path: Path) -> float:
+async def calls_of(process: "BridgeProcess", message: bytes, times: int, tmp_path: Path) -> float:
     """System calls a request; those that wait are left out, they depend on the moment."""
     await repeat(process.url, message, 3)
     async with traced(process.process.pid, tmp_path / "calls", "-c"):
@@ -46,23 +52,23 @@ async def calls_of(process: BridgeProcess, message: bytes, times: int, tmp_path:
     return sum(n for name, n in made.items() if not name.startswith("epoll")) / times
 
 
-async def test_a_small_proxied_request(process: BridgeProcess, tmp_path: Path) -> None:
+async def test_a_small_proxied_request(process: "BridgeProcess", tmp_path: Path) -> None:
     message = request("GET", "/api/server/ping")
     assert await calls_of(process, message, 100, tmp_path) <= 12
 
 
-async def test_a_small_upload(process: BridgeProcess, tmp_path: Path) -> None:
+async def test_a_small_upload(process: "BridgeProcess", tmp_path: Path) -> None:
     message = upload_request(jpeg(100_000), KEY, NAME)
-    assert await calls_of(process, message, 100, tmp_path) <= 40
+    assert await calls_of(process, message, 100, tmp_path) <= 36
 
 
-async def test_a_large_upload(process: BridgeProcess, tmp_path: Path) -> None:
+async def test_a_large_upload(process: "BridgeProcess", tmp_path: Path) -> None:
     size = 64
     message = upload_request(jpeg(size * MIB), KEY, NAME)
-    assert await calls_of(process, message, 3, tmp_path) / size <= 60
+    assert await calls_of(process, message, 3, tmp_path) / size <= 30
 
 
-async def test_memory_of_a_large_upload(process: BridgeProcess) -> None:
+async def test_memory_of_a_large_upload(process: "BridgeProcess") -> None:
     proc = Path(f"/proc/{process.process.pid}")
 
     def kib(name: str) -> int:

@@ -37,6 +37,7 @@ class Config:
     upstream_connect_timeout: float
     upstream_response_timeout: float
     fast_path: str
+    malloc_tuning: str
     shutdown_grace: float
     tls_cert_file: Path | None
     tls_key_file: Path | None

@@ -22,6 +22,7 @@ from immich_bridge.http.lifecycle import LIFECYCLE
 from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.metrics_page import metrics_runner
 from immich_bridge.logs import log_event
+from immich_bridge.malloc import keep_blocks
 
 _logger = logging.getLogger("immich_bridge")
 
@@ -115,6 +116,8 @@ async def running_server(config: Config) -> AsyncIterator[Server]:
 
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends the wait."""
+    if config.malloc_tuning == "auto":
+        keep_blocks()
     stop = asyncio.Event()
     hurry = asyncio.Event()
 

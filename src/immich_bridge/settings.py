@@ -194,6 +194,13 @@ SETTINGS: Final = (
         "`auto`: on Linux large bodies go from socket to socket inside the kernel where they can",
     ),
     Setting(
+        "MALLOC_TUNING",
+        "auto",
+        parse_choice("auto", "off"),
+        "auto or off",
+        "`auto`: glibc keeps up to 16 MiB of freed memory for the next pieces of bodies",
+    ),
+    Setting(
         "SHUTDOWN_GRACE",
         "30s",
         parse_duration,

@@ -17,8 +17,8 @@ from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 
-_MIN_BYTES: Final = 1024 * 1024
-"""Below this the pipe and the waits cost more than copying."""
+WORTH_IT: Final = 1024 * 1024
+"""Bytes; below this the pipe and the waits cost more than copying."""
 
 _LARGEST_PIPE: Final = 1024 * 1024
 _SMALLEST_PIPE: Final = 64 * 1024
@@ -63,18 +63,17 @@ class Body(Protocol):
         """Nothing comes from its sender, or again something."""
 
 
-async def move(body: Body, writer: StreamWriter) -> int:
+async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> int:
     """Move what is left of `body` to where `writer` writes; how many bytes passed the parser by.
 
     None do where a condition is missing: a system that can splice, TCP without TLS on both
-    sides, a body that is worth it. What the parser has of the body is written in any case.
-    Raises what `body.read` raises, `SourceEnded`, and `ConnectionError` when the other side
-    takes no more.
+    sides, `least` bytes that are still to come. Raises what `body.read` raises, `SourceEnded`,
+    and `ConnectionError` when the other side takes no more.
     """
     connection, source, sink = body.connection, None, writer.transport
     if connection is not None:
         source = connection.transport
-    if connection is None or source is None or sink is None or body.remaining < _MIN_BYTES:
+    if connection is None or source is None or sink is None or body.remaining < least:
         return 0
     if not (_POSSIBLE and _is_plain_tcp(source) and _is_plain_tcp(sink)):
         return 0

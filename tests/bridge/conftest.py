@@ -5,6 +5,7 @@ from typing import Final
 import pytest
 
 from immich_bridge import splice
+from immich_bridge.bridge import relay
 
 BOTH_WAYS: Final = frozenset(
     {"test_background_upload_faults", "test_reverse_proxy", "test_relay", "test_splice"}
@@ -25,7 +26,8 @@ def passage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """How bodies go through the bridge: `spliced`, however small, or `copied`."""
     chosen: str | None = getattr(request, "param", None)
     if chosen == "spliced":
-        monkeypatch.setattr(splice, "_MIN_BYTES", 1)
+        monkeypatch.setattr(splice.move, "__kwdefaults__", {"least": 1})
+        monkeypatch.setattr(relay, "_WORTH_A_CONNECTION", 1)
     elif chosen == "copied":
         monkeypatch.setattr(splice, "_POSSIBLE", False)
     return chosen

@@ -28,6 +28,8 @@ _logger = logging.getLogger("immich_bridge.bridge")
 
 _OURS: Final = frozenset({REQUEST_ID_HEADER.lower().encode()})
 _BODILESS: Final = frozenset({204, 304})
+_WORTH_A_CONNECTION: Final = 8 * 1024 * 1024
+"""Bytes of an answer; the connection on which it came is not used again after a splice."""
 
 
 class RelayedResponse(web.StreamResponse):
@@ -143,7 +145,8 @@ async def _move(request: web.Request, upstream: Answer) -> bool:
         return False
     if upstream.content.is_eof() or not isinstance(writer, StreamWriter):
         return False
-    return await move(_AnswerBody(upstream.content, connection.protocol, length), writer) > 0
+    body = _AnswerBody(upstream.content, connection.protocol, length)
+    return await move(body, writer, least=_WORTH_A_CONNECTION) > 0
 
 
 class _AnswerBody:

@@ -52,6 +52,7 @@ OTHER_VALUES: Final[dict[str, tuple[Any, str]]] = {
     "upstreamConnectTimeout": ("500ms", "500ms"),
     "upstreamResponseTimeout": ("1h30m", "1h30m"),
     "fastPath": ("off", "off"),
+    "mallocTuning": ("off", "off"),
     "shutdownGrace": ("2m", "2m"),
     "tlsCertFile": ("/pki/cert.pem", "/pki/cert.pem"),
     "tlsKeyFile": ("/pki/key.pem", "/pki/key.pem"),
