@@ -84,3 +84,24 @@ async def test_memory_of_a_large_upload(process: "BridgeProcess") -> None:
     before = kib("VmRSS")
     await repeat(process.url, upload_request(jpeg(256 * MIB), KEY, NAME), 1)
     assert kib("VmHWM") - before <= 24 * 1024
+
+
+async def test_memory_that_is_kept_need_not_be_faulted_in_again(
+    immich: StandIn, start_process: StartProcess
+) -> None:
+    message = upload_request(jpeg(3 * MIB), KEY, NAME)
+    faults = {}
+    for tuning in ("auto", "off"):
+        settings = {"FAST_PATH": "off", "MALLOC_TUNING": tuning}
+        process = await start_process(IMMICH_SERVER_URL=immich.url, **settings)
+        stat = Path(f"/proc/{process.process.pid}/stat")
+        await repeat(process.url, message, 10)
+        before = minor_faults(stat)
+        await repeat(process.url, message, 30)
+        faults[tuning] = minor_faults(stat) - before
+    assert faults["auto"] * 2 < faults["off"], faults
+
+
+def minor_faults(stat: Path) -> int:
+    """Pages that the kernel had to put in place for a process so far: proc(5)."""
+    return int(stat.read_text().rpartition(")")[2].split()[7])

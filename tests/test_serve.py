@@ -98,7 +98,7 @@ class TestStopping:
             bridge.process.terminate()
             assert await exit_code(bridge) == 0
             assert 0.3 <= time.monotonic() - started < 3.3
-            assert b"201" not in await peer.read_to_end()
+            assert b" 201 " not in await peer.read_to_end()
         await immich.wait_for_abort()
         assert immich.assets == []
         assert immich.files() == []

@@ -132,13 +132,9 @@ class IncomingBody:
         ):
             return
         try:
-            moved = await move(self, writer)
+            await move(self, writer)
         except SourceEnded as exc:
             raise ClientGone("the client closed the connection in mid-body") from exc
-        if moved:
-            self.received += moved
-            connection.skip_body()
-            self.content.feed_eof()
 
     @property
     def connection(self) -> BaseProtocol | None:
@@ -154,6 +150,14 @@ class IncomingBody:
     def remaining(self) -> int:
         """How many bytes of the body have not reached the parser yet."""
         return (self.length or 0) - self.content.total_bytes
+
+    def passed(self) -> None:
+        """All of it has gone past the parser."""
+        self.received = self.content.total_bytes
+        connection = self.connection
+        if isinstance(connection, BodySkipper):
+            connection.skip_body()
+        self.content.feed_eof()
 
     def waits(self, waiting: bool) -> None:
         """Begin or end to count the time for which the sender is silent."""

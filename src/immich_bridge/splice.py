@@ -59,6 +59,9 @@ class Body(Protocol):
     async def read(self) -> bytes:
         """The next piece of it."""
 
+    def passed(self) -> None:
+        """All of it has gone to the other side."""
+
     def waits(self, waiting: bool) -> None:
         """Nothing comes from its sender, or again something."""
 
@@ -90,7 +93,10 @@ async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> in
         await _hand_on_what_is_parsed(body, connection, source, writer)
         if body.remaining:
             await _flush(writer, sink)
-            splicing = asyncio.create_task(_splice(source, sink, body.remaining, count, body.waits))
+            if body.content.exception() is not None:
+                await body.read()  # raises it: below, only what is still to come is noticed
+            body.waits(False)  # to read what was parsed may have begun to count again
+            splicing = asyncio.create_task(_splice(source, sink, body, count))
             # Where a body is said to have failed: its sender silent, this server stopping.
             failing = asyncio.create_task(body.content.wait_eof())
             try:
@@ -124,21 +130,24 @@ async def _hand_on_what_is_parsed(
 async def _flush(writer: StreamWriter, sink: asyncio.Transport) -> None:
     """Return when the kernel has all that was written."""
     writer.send_headers()
+    if sink.is_closing():
+        raise ConnectionResetError("the connection was lost")
     low, high = sink.get_write_buffer_limits()
     sink.set_write_buffer_limits(0)
     try:
         await writer.drain()
     finally:
-        sink.set_write_buffer_limits(high, low)
+        if not sink.is_closing():  # uvloop's transports take no call then
+            sink.set_write_buffer_limits(high, low)
 
 
 async def _splice(
     source: asyncio.Transport,
     sink: asyncio.Transport,
-    count: int,
+    body: Body,
     moved: Callable[[int], None],
-    waits: Callable[[bool], None],
 ) -> None:
+    count, waits = body.remaining, body.waits
     with ExitStack() as stack:
         try:
             reader = stack.enter_context(_Duplicate(source))
@@ -161,9 +170,11 @@ async def _splice(
             while size := size - pipe.drain(writer.descriptor, size):
                 await writer.writable()
                 in_this_turn = 0
-            if in_this_turn >= _TURN_BYTES:
+            if count and in_this_turn >= _TURN_BYTES:
                 await asyncio.sleep(0)
                 in_this_turn = 0
+        # In the same step as the last byte: the answer to it may be here in the next one.
+        body.passed()
 
 
 def _is_plain_tcp(transport: asyncio.Transport) -> bool:

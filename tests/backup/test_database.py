@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +320,28 @@ async def test_a_transaction_that_fails_spoils_no_other(database: Database, db_p
     assert isinstance(failed, Unwilling)
     assert isinstance(again, InternalError)
     assert usernames(db_path) == ["anna", "bert"]
+
+
+async def test_a_lock_that_is_not_given_is_waited_for_once(
+    database: Database, db_path: Path
+) -> None:
+    statements: list[str] = []
+
+    def watch(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA busy_timeout = 200")
+        db.set_trace_callback(statements.append)
+
+    await database.write(watch)
+    with closing(sqlite3.connect(db_path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        tasks = [database.write(insert(f"user {number}")) for number in range(6)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        other.execute("ROLLBACK")
+    assert [type(outcome) for outcome in outcomes] == [InternalError] * 6
+    # Once for all of them, or once for the first and once for those that came meanwhile.
+    assert statements.count("BEGIN IMMEDIATE") in (1, 2)
+    assert await database.write(insert("anna")) == 1
+    assert usernames(db_path) == ["anna"]
 
 
 async def test_a_read_that_fails_spoils_no_other(database: Database) -> None:

@@ -450,6 +450,12 @@ class TestMalformed:
             assert len(answer.error[2]) < 300
             assert on_disk(storage_dir) == {}
 
+    async def test_more_parts_than_any_client_sends(self) -> None:
+        content_type = f"multipart/form-data; boundary={BOUNDARY}"
+        assert len(await read_form(content_type, part("x", b"") * 100 + END)) == 100
+        with pytest.raises(BadRequest, match="more than 100 parts"):
+            await read_form(content_type, part("x", b"") * 101 + END)
+
     async def test_a_form_in_a_form(self, api: Api, storage_dir: Path) -> None:
         await index(api, "IMG_1234")
         inner = b"--inner\r\n" + DISPOSITION % b"file" + b"the photo\r\n--inner--\r\n"

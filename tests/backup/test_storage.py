@@ -263,6 +263,29 @@ class TestSharedSyncs:
             disk.sync_folder(storage_dir)
         disk.sync_folder(storage_dir)
 
+    def test_one_that_fails_fails_for_all_who_share_it(
+        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = Disk(storage_dir)
+        begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+
+        def broken(_: Path) -> None:
+            if begun.is_set():
+                raise OSError(5, "broken")
+            begun.set()
+            assert waiting.wait(PATIENCE)
+            assert go_on.wait(PATIENCE)
+
+        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", broken)
+        with ThreadPoolExecutor(5) as pool:
+            first = pool.submit(disk.sync_folder, storage_dir)
+            assert begun.wait(PATIENCE)
+            others = [pool.submit(disk.sync_folder, storage_dir) for _ in range(4)]
+            waiting.set()
+            go_on.set()
+            first.result(PATIENCE)
+            assert [type(each.exception(PATIENCE)) for each in others] == [OSError] * 4
+
 
 class TestWhatOthersSee:
     async def test_an_unfinished_file_is_in_no_listing_of_photos(

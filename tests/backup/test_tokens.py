@@ -260,6 +260,16 @@ async def test_a_token_that_counted_before_ends_when_its_time_has_come(
     assert await tokens.refresh(token.text) is None
 
 
+async def test_a_token_of_the_future_counts_once_its_time_has_come(
+    tokens: Tokens, anna: User, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = signed(claims_of(anna, iat=int(time.time()) + 3600))
+    await put_in_list(database, text, anna.id)
+    assert await tokens.check(text) is None
+    monkeypatch.setattr("jwt.PyJWT._validate_iat", lambda *_: None)  # the clock is set right
+    assert await tokens.check(text) == Session(anna.id, "anna")
+
+
 async def test_a_refresh_swaps_the_token(tokens: Tokens, anna: User, db_path: Path) -> None:
     old = await issued(tokens, anna)
     other = await issued(tokens, anna)

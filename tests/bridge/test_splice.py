@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 
 from front import StartBridge, front_of, front_of_a_recorder, let_time_pass
+from immich_bridge.bridge import relay
+from immich_bridge.bridge.exchange import Answer
 from immich_bridge.http.connection import Connection
 from immich_bridge.serve import Server
 from immich_standin import StandIn
@@ -101,6 +104,17 @@ async def test_a_connection_serves_others_behind_it(immich: StandIn, bridge: Ser
             await peer.send(request("GET", "/api/server/ping"))
             assert (await peer.read_answer()).body == b'{"res":"pong"}'
     assert sorted(a.path.read_bytes() for a in immich.assets) == sorted(photos)
+
+
+async def test_an_answer_right_behind_the_last_byte_keeps_the_connection(
+    start_bridge: StartBridge,
+) -> None:
+    async with front_of_a_recorder(start_bridge) as front, connect(front.url) as peer:
+        message = request("PUT", "/api/anything", ("Content-Length", str(5 * MIB)))
+        for _ in range(30):
+            await peer.send(message, PHOTO[: 5 * MIB])
+            told = await peer.read_answer()
+            assert (told.status, told.header("Connection")) == (200, None)
 
 
 async def test_what_is_sent_right_behind_a_body_is_the_next_request(
@@ -232,6 +246,35 @@ class TestAnswers:
             head = await peer.read_head()
             await let_time_pass(1.0)
             assert await peer.read_body(head) == body
+
+    async def test_that_are_read_slowly_are_not_silent(
+        self, start_bridge: StartBridge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even if the connection to Immich had been paused before, with a full buffer."""
+        body = jpeg(40 * MIB)
+        move = relay._move
+
+        async def move_late(request: web.Request, upstream: Answer) -> bool:
+            await let_time_pass(0.1)
+            return await move(request, upstream)
+
+        async def reply(peer: Peer) -> None:
+            await peer.read_request()
+            await peer.send(answer(body=body))
+
+        monkeypatch.setattr(relay, "_move", move_late)
+        settings = {"UPSTREAM_RESPONSE_TIMEOUT": "300ms"}
+        async with (
+            front_of(start_bridge, reply, **settings) as (bridge, _),
+            connect(bridge.address, limit=64 * 1024) as peer,
+        ):
+            await peer.send(DOWNLOAD)
+            await peer.read_head()
+            received = bytearray()
+            while len(received) < len(body):
+                received += await peer.reader.readexactly(2 * MIB)
+                await let_time_pass(0.04)
+            assert received == body
 
     async def test_that_nobody_wants_any_more_let_go_of_immich(
         self, start_bridge: StartBridge

@@ -174,14 +174,14 @@ def _write_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> li
         # IMMEDIATE takes the write lock at once: a transaction that begins by reading
         # cannot get it later while another process writes.
         connection.execute("BEGIN IMMEDIATE")
-        try:
-            results = [work(connection) for work in works]
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
     except Exception as exc:
+        return [_Failed(exc)] * len(works)  # none of them would fare better alone
+    try:
+        results = [work(connection) for work in works]
+        connection.execute("COMMIT")
+    except Exception as exc:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         if len(works) == 1:
             return [_Failed(exc)]
         return [result for work in works for result in _write_all(connection, [work])]

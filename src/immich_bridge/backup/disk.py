@@ -84,15 +84,27 @@ class _FolderSync:
         self._lock = threading.Lock()
         self._tickets = itertools.count(1)
         self._synced = 0
+        self._failed = 0
+        self._error = OSError()
 
     def run(self) -> None:
-        """Return once a sync that began after this call has ended."""
+        """Return once a sync that began after this call has ended.
+
+        One that fails fails for all who share it: the kernel may tell of a failed write once
+        and never again.
+        """
         mine = next(self._tickets)
         with self._lock:
+            if mine < self._failed:
+                raise OSError(*self._error.args)
             if mine < self._synced:
                 return
             ticket = next(self._tickets)  # all lower ones were drawn before this sync begins
-            sync_folder(self._folder)
+            try:
+                sync_folder(self._folder)
+            except OSError as exc:
+                self._failed, self._error = ticket, exc
+                raise
             self._synced = ticket
 
 

@@ -20,6 +20,7 @@ MAX_FIELD_BYTES: Final = 64 * 1024
 _MAX_BOUNDARY: Final = 70  # RFC 2046 5.1.1
 _MAX_HEAD_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 64
+_MAX_PARTS: Final = 100
 _BOUNDARY_GOES_ON: Final = "a line begins with its boundary, and goes on"
 
 
@@ -45,11 +46,15 @@ class FormReader:
         # What precedes the first delimiter is skipped as the rest of a part would be.
         self._in_part = True
         self._at_start = False
+        self._parts = 0
 
     async def next(self) -> "FormPart | None":
         """The next part; None once the form, and the body around it, is whole."""
         while await self.read():
             pass
+        self._parts += 1
+        if self._parts > _MAX_PARTS + 1:  # the end of the form counts, too
+            raise _malformed(f"it has more than {_MAX_PARTS} parts")
         mark = await self._take(2)
         if mark == b"--":
             await self._finish()

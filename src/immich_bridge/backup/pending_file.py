@@ -125,10 +125,12 @@ class PendingFile:
         file = self._file
 
         def remove() -> None:
-            # To close flushes, and may fail as any write.
+            # Both may fail as any write. There is an error already, and what stays is swept
+            # at the next start.
             with suppress(OSError):
                 file.close()
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
         await self._disk.run(self.path, remove)
 

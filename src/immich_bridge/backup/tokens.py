@@ -55,7 +55,7 @@ class Tokens:
         self._key = key
         self._ttl = ttl
         # What was signed stays so. Whether it is still alive and listed, the database says.
-        self._session = lru_cache(maxsize=256)(self._verified)
+        self._verified_before = lru_cache(maxsize=256)(self._verify)
 
     async def issue(self, user: User) -> Token | None:
         """A new token for `user`; None if their password was changed since it was verified."""
@@ -73,7 +73,7 @@ class Tokens:
 
     async def check(self, text: str) -> Session | None:
         """Whose token `text` is; None unless it is signed by us, alive and listed."""
-        session = self._session(text)
+        session = self._signed(text)
         if session is None:
             return None
 
@@ -88,7 +88,7 @@ class Tokens:
 
     async def refresh(self, text: str) -> Token | None:
         """Swap a valid token for a new one. Of two refreshes of one token, one wins."""
-        old = self._session(text)
+        old = self._signed(text)
         if old is None:
             return None
         claims = self._claims(old.user_id, old.username)
@@ -127,19 +127,24 @@ class Tokens:
     def _encode(self, claims: dict[str, Any]) -> str:
         return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
 
-    def _verified(self, text: str) -> Session | None:
+    def _signed(self, text: str) -> Session | None:
         """What a token says that we signed and that had not expired when it was first seen."""
-        if len(text) > _MAX_TOKEN_LENGTH:
-            return None
         try:
-            claims: dict[str, Any] = jwt.decode(
-                text, self._key, algorithms=[_ALGORITHM], options={"require": list(_CLAIMS)}
-            )
+            return self._verified_before(text)
         except (jwt.PyJWTError, ValueError):
-            return None
+            return None  # and looked at again next time: a clock may be set right
+
+    def _verify(self, text: str) -> Session:
+        if len(text) > _MAX_TOKEN_LENGTH:
+            raise ValueError("longer than any token of ours")
+        claims: dict[str, Any] = jwt.decode(
+            text, self._key, algorithms=[_ALGORITHM], options={"require": list(_CLAIMS)}
+        )
         user_id, username = claims["user_id"], claims["username"]
         well_typed = type(user_id) is int and type(username) is str
-        return Session(user_id, username) if well_typed and 0 < user_id <= _MAX_USER_ID else None
+        if not well_typed or not 0 < user_id <= _MAX_USER_ID:
+            raise ValueError("no user has such an id or name")
+        return Session(user_id, username)
 
 
 def load_key(secret: str | None, path: Path) -> bytes:

@@ -9,11 +9,12 @@ from aiohttp import web
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.bridge.asset import PARAMETERS, Asset
+from immich_bridge.bridge.exchange import Answer
 from immich_bridge.bridge.form import AssetForm
 from immich_bridge.bridge.forwarded import forwarded_by_us
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, without
 from immich_bridge.bridge.relay import RelayedResponse, relay
-from immich_bridge.bridge.upstream import Answer, Upstream
+from immich_bridge.bridge.upstream import Upstream
 from immich_bridge.config import Config
 from immich_bridge.digests import parse_digest_fields
 from immich_bridge.errors import (

@@ -16,8 +16,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 
+from immich_bridge.bridge.exchange import Answer
 from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, render_head, without
-from immich_bridge.bridge.upstream import Answer
 from immich_bridge.errors import BadGateway
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
 from immich_bridge.http.middleware import REQUEST_ID_HEADER
@@ -169,7 +169,11 @@ class _AnswerBody:
     async def read(self) -> bytes:
         piece = await self.content.readany()
         self._read += len(piece)
+        self.waits(False)  # to read may have let the connection go on, and count its silence
         return piece
+
+    def passed(self) -> None:
+        """The connection is not used again."""
 
     def waits(self, waiting: bool) -> None:
         # The timer of Immich's silence is set anew by bytes that the protocol sees.

@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 
+from immich_bridge.bridge.exchange import Answer
 from immich_bridge.bridge.headers import RawHeaders, end_to_end
 from immich_bridge.bridge.relay import RelayedResponse, relay
-from immich_bridge.bridge.upstream import Answer, Upstream
+from immich_bridge.bridge.upstream import Upstream
 from immich_bridge.errors import Unavailable
 from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.middleware import REQUEST_ID_HEADER
