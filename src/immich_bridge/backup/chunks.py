@@ -125,7 +125,7 @@ class Chunks:
             async with pending:
                 await pending.fill(lambda file: file.write(note.encode()))
                 await pending.place(folder.with_suffix(_DONE))
-        await self._storage.disk.run(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
+        await self._storage.disk.run(folder, partial(self._storage.disk.remove_folder, folder))
         return joined.size
 
     async def sweep(self) -> int:
@@ -134,7 +134,7 @@ class Chunks:
         swept = 0
         for path in paths:
             async with self._uploads.lock(str(path.with_suffix(""))):
-                swept += await self._storage.disk.run(path, partial(_remove_if_old, path))
+                swept += await self._storage.disk.run(path, partial(self._remove_if_old, path))
         return swept
 
     def _size_if_done(self, chunks: ChunkSet, number: int, digest: str) -> int | None:
@@ -153,6 +153,16 @@ class Chunks:
             return int(note["size"])
         path.unlink()  # a new version of the photo begins
         return None
+
+    def _remove_if_old(self, path: Path) -> bool:
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                if path.is_dir():
+                    self._storage.disk.remove_folder(path)
+                else:
+                    path.unlink()
+                return True
+        return False
 
 
 def _matching(folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
@@ -183,14 +193,3 @@ def _copy_in_order(chunks: Mapping[int, _Chunk], joined: BinaryIO) -> None:
     for number in sorted(chunks):
         with chunks[number].path.open("rb") as chunk:
             shutil.copyfileobj(chunk, joined, _COPY_BUFFER)
-
-
-def _remove_if_old(path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            return True
-    return False

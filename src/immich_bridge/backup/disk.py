@@ -5,6 +5,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,11 @@ class Disk:
         with suppress(PermissionError) if self.root not in folder.parents else nullcontext():
             sync_folder(folder.parent)
         self._synced.add(folder)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove `folder` with all that is in it, as far as that is possible."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._synced.discard(folder)
 
     def sync_folder(self, folder: Path) -> None:
         """Make the entries of `folder` survive a power cut; callers at the same time share it."""
