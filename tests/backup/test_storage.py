@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -213,78 +213,73 @@ class TestReceivingAndPlacing:
 class TestSharedSyncs:
     """A folder is synced after every change of it, once for all that wait."""
 
-    def test_each_waits_for_a_sync_that_began_after_it_came(
-        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        disk = Disk(storage_dir)
-        begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
-        changes: list[int] = []
-        synced: list[set[int]] = []
+    @pytest.fixture
+    def syncs(self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["SlowSyncs"]:
+        syncs = SlowSyncs(Disk(storage_dir), storage_dir)
+        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", syncs.sync)
+        with syncs.pool:
+            yield syncs
 
-        def slow_sync(folder: Path) -> None:
-            assert folder == storage_dir
-            on_disk = set(changes)
-            begun.release()
-            assert go_on.acquire(timeout=PATIENCE)
-            synced.append(on_disk)
+    def test_all_who_wait_share_the_next_one(self, syncs: "SlowSyncs") -> None:
+        first = syncs.begin_first()
+        others = syncs.wait_behind_it(9)
+        syncs.go_on.set()
+        for each in (first, *others):
+            each.result(PATIENCE)
+        # The one under way when they came had begun before their changes: it counts for none.
+        assert syncs.made == 2
 
-        def change(number: int) -> None:
-            changes.append(number)
-            disk.sync_folder(storage_dir)
-            assert any(number in on_disk for on_disk in synced)
+    def test_one_that_fails_fails_for_all_who_share_it(self, syncs: "SlowSyncs") -> None:
+        syncs.outcomes = [None, OSError(5, "broken")]
+        first = syncs.begin_first()
+        others = syncs.wait_behind_it(4)
+        syncs.go_on.set()
+        first.result(PATIENCE)
+        assert [type(each.exception(PATIENCE)) for each in others] == [OSError] * 4
+        assert syncs.made == 2
+        # Whoever comes later gets one of their own.
+        syncs.disk.sync_folder(syncs.folder)
+        assert syncs.made == 3
 
-        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", slow_sync)
-        with ThreadPoolExecutor(10) as pool:
-            first = pool.submit(change, 0)
-            assert begun.acquire(timeout=PATIENCE)
-            others = [pool.submit(change, number) for number in range(1, 10)]
-            while len(changes) < 10:
-                time.sleep(0.001)
-            for _ in range(10):  # more than enough
-                go_on.release()
-            for each in (first, *others):
-                each.result(PATIENCE)
-        assert synced[0] == {0}
-        # Whoever came while the first sync ran shares the second one, or the third if late.
-        assert len(synced) <= 3
 
-    def test_one_that_fails_fails_for_nobody_else(
-        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        disk = Disk(storage_dir)
-        errors = iter([OSError("broken")])
+class SlowSyncs:
+    """Syncs of a folder, of which the first lasts until it may end."""
 
-        def sync(_: Path) -> None:
-            for error in errors:
-                raise error
+    def __init__(self, disk: Disk, folder: Path) -> None:
+        self.disk = disk
+        self.folder = folder
+        self.pool = ThreadPoolExecutor(10)
+        self.go_on = threading.Event()
+        self.made = 0
+        self.outcomes: list[OSError | None] = []
+        """How the first syncs end; all others end well."""
+        self._begun = threading.Event()
 
-        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", sync)
-        with pytest.raises(OSError, match="broken"):
-            disk.sync_folder(storage_dir)
-        disk.sync_folder(storage_dir)
+    def sync(self, _: Path) -> None:
+        self.made += 1
+        if self.made == 1:
+            self._begun.set()
+            assert self.go_on.wait(PATIENCE)
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if outcome is not None:
+            raise outcome
 
-    def test_one_that_fails_fails_for_all_who_share_it(
-        self, storage_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        disk = Disk(storage_dir)
-        begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+    def begin_first(self) -> Future[None]:
+        first = self.pool.submit(self.disk.sync_folder, self.folder)
+        assert self._begun.wait(PATIENCE)
+        return first
 
-        def broken(_: Path) -> None:
-            if begun.is_set():
-                raise OSError(5, "broken")
-            begun.set()
-            assert waiting.wait(PATIENCE)
-            assert go_on.wait(PATIENCE)
-
-        monkeypatch.setattr("immich_bridge.backup.disk.sync_folder", broken)
-        with ThreadPoolExecutor(5) as pool:
-            first = pool.submit(disk.sync_folder, storage_dir)
-            assert begun.wait(PATIENCE)
-            others = [pool.submit(disk.sync_folder, storage_dir) for _ in range(4)]
-            waiting.set()
-            go_on.set()
-            first.result(PATIENCE)
-            assert [type(each.exception(PATIENCE)) for each in others] == [OSError] * 4
+    def wait_behind_it(self, count: int) -> list[Future[None]]:
+        """So many more, each of which has come to where it waits."""
+        (shared,) = self.disk._folder_syncs.values()
+        others = [self.pool.submit(self.disk.sync_folder, self.folder) for _ in range(count)]
+        deadline = time.monotonic() + PATIENCE
+        # No event tells that a thread waits for a lock: the tickets drawn do, the first two by
+        # the sync under way.
+        while repr(shared._tickets) != f"count({count + 3})":
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return others
 
 
 class TestWhatOthersSee:

@@ -1,11 +1,10 @@
 """Forms as Immich's own parsers, busboy and multer, see them."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import aiohttp
 import pytest
-import pytest_asyncio
 from aiohttp.abc import AbstractStreamWriter
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ from node_tools import (
     ParsedFile,
     ParsedForm,
     ParsedForms,
-    missing_reason,
 )
 
 # One event loop and one Node process for all examples: starting either costs more than a form.
@@ -31,15 +29,6 @@ pytestmark = [
 BOUNDARY = "----brX7f3"
 
 MIB = 2**20
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def parser() -> AsyncIterator[FormParser]:
-    reason = missing_reason()
-    if reason is not None:
-        pytest.skip(reason)
-    async with FormParser() as running:
-        yield running
 
 
 class Collected(AbstractStreamWriter):

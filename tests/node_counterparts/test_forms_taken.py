@@ -1,19 +1,18 @@
 """Forms that the photo backup takes mean the same to busboy, on which other servers rely."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
-import pytest_asyncio
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from immich_bridge.backup.form_reader import FormReader
 from immich_bridge.body import IncomingBody
 from immich_bridge.errors import BadRequest
-from node_tools import INSTALL_SECONDS, FormParser, missing_reason
+from node_tools import INSTALL_SECONDS, FormParser
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -28,17 +27,8 @@ FIELD = b'Content-Disposition: form-data; name="local_id"\r\n'
 FILE = b'Content-Disposition: form-data; name="file"; filename="a.jpg"\r\n'
 IMAGE = b"Content-Type: image/jpeg\r\n"
 
-Parts = list[tuple[str, str]]
-"""Name, and SHA-256 of the content."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def parser() -> AsyncIterator[FormParser]:
-    reason = missing_reason()
-    if reason is not None:
-        pytest.skip(reason)
-    async with FormParser() as running:
-        yield running
+Parts = list[tuple[str, bytes]]
+"""Name and content."""
 
 
 class Body:
@@ -56,10 +46,10 @@ async def ours(body: bytes, piece_size: int) -> Parts:
     form = FormReader(headers, cast(IncomingBody, Body(body, piece_size)))
     parts = []
     while (part := await form.next()) is not None:
-        digest = hashlib.sha256()
+        content = bytearray()
         while piece := await part.read():
-            digest.update(piece)
-        parts.append((part.name, digest.hexdigest()))
+            content += piece
+        parts.append((part.name, bytes(content)))
     return parts
 
 
@@ -80,7 +70,7 @@ fragments = st.lists(
     max_examples=400,
     deadline=None,
     # The parser is one process for all examples, and knows nothing of the last one.
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 @given(fragments=fragments, piece_size=st.sampled_from([1, 7, 1009, 64 * 1024, 2**20]))
 @example([START + FIELD + b"\r\nid\r\n", START + FILE + IMAGE + b"\r\nphoto\r\n", END], 7)
@@ -88,6 +78,8 @@ async def test_what_is_taken_means_the_same_to_busboy(
     parser: FormParser, fragments: list[bytes], piece_size: int
 ) -> None:
     body = START + FILE + b"\r\nfirst\r\n" + b"".join(fragments) + END
+    # RFC 2046 5.1.1: what follows the closing delimiter is no part. busboy reads on there.
+    assume(body.find(b"\r\n" + END[:-2]) == len(body) - len(END) - 2)
     try:
         taken = await ours(body, piece_size)
     except BadRequest:
@@ -96,8 +88,11 @@ async def test_what_is_taken_means_the_same_to_busboy(
     theirs = (await parser.parse(CONTENT_TYPE, body, piece_size=piece_size)).busboy
 
     assert theirs.error is None
-    fields = [(name, hashlib.sha256(value.encode()).hexdigest()) for name, value in theirs.fields]
-    assert [part for part in taken if part[0] == "local_id"] == fields
-    assert [part for part in taken if part[0] == "file"] == [
+    fields = [(name, content) for name, content in taken if name == "local_id"]
+    files = [(name, content) for name, content in taken if name == "file"]
+    assert len(fields) + len(files) == len(taken)
+    # busboy gives fields as text.
+    assert [(name, content.decode(errors="replace")) for name, content in fields] == theirs.fields
+    assert [(name, hashlib.sha256(content).hexdigest()) for name, content in files] == [
         (file.name, file.sha256) for file in theirs.files
     ]

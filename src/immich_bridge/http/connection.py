@@ -61,6 +61,7 @@ class Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # None turns it off
         )
         self._metrics = metrics
+        self._bufsize = read_bufsize  # aiohttp keeps it too, but not in every release
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -111,7 +112,7 @@ class Connection(web.RequestHandler):
         self._parser = HttpRequestParser(
             self,
             self._loop,
-            self._read_bufsize,
+            self._bufsize,
             max_line_size=_MAX_HEAD,
             max_field_size=_MAX_HEAD,
             max_headers=_MAX_HEADERS,
