@@ -11,7 +11,7 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/immich_bridge/__
 .DELETE_ON_ERROR:
 # Two pips at once in one environment get in each other's way; nothing else here takes long.
 .NOTPARALLEL:
-.PHONY: help demo test run image bench bench-full soak clean
+.PHONY: help demo test torture run image bench bench-full soak clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,11 @@ test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, t
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(ARGS)
+
+# PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes.
+torture: $(VENV)/installed-test ## faults, abuse and load, a quarter of an hour (PARTS="kills soak" SEED=7 SOAK=30)
+	$(BIN)/pytest $(if $(PARTS),$(PARTS:%=tests/torture/test_%.py),tests/torture) --torture \
+		$(if $(SEED),--seed $(SEED)) $(if $(SOAK),--soak-minutes $(SOAK)) $(ARGS)
 
 run: $(VENV)/installed ## serve in front of your own Immich (IMMICH_SERVER_URL, else http://localhost:2283)
 	@exec $(BIN)/python -m immich_bridge $(ARGS)
