@@ -6,9 +6,10 @@ incoming bytes is kept in one place. It holds no more than the piece at hand.
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -36,10 +37,12 @@ _TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
 
 
-@runtime_checkable
-class BodySkipper(Protocol):
+class BodySkipper(ABC):
     """A connection that can go on behind a body that its parser has not seen the end of."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def skip_body(self) -> None:
         """Take what comes next for the beginning of a request."""
 

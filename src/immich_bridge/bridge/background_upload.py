@@ -12,7 +12,7 @@ from immich_bridge.bridge.asset import PARAMETERS, Asset
 from immich_bridge.bridge.exchange import Answer
 from immich_bridge.bridge.form import AssetForm
 from immich_bridge.bridge.forwarded import forwarded_by_us
-from immich_bridge.bridge.headers import RawHeaders, end_to_end, first_value, without
+from immich_bridge.bridge.headers import RawHeaders, end_to_end, without
 from immich_bridge.bridge.relay import RelayedResponse, relay
 from immich_bridge.bridge.upstream import Upstream
 from immich_bridge.config import Config
@@ -224,8 +224,11 @@ def _require_credentials(request: web.Request, parameters: dict[str, str]) -> No
 def _value_reader(request: web.Request, parameters: dict[str, str]) -> Callable[[str], str | None]:
     """Reads a piece of metadata: from its header, else from its query parameter."""
 
+    # Backwards, so that the first of a name counts.
+    fields = {name.lower(): value for name, value in reversed(request.raw_headers)}
+
     def value_of(header: str) -> str | None:
-        raw = first_value(request.raw_headers, header.lower().encode())
+        raw = fields.get(header.lower().encode())
         if raw:
             try:
                 return raw.decode()

@@ -1,67 +1,176 @@
-"""One request on one connection to Immich: aiohttp's client classes, bent where they must be.
+"""One request on one connection to Immich, on aiohttp's connections and its parser.
 
-The bytes of a head go out as they were rendered, an answer that is broken off says so, and
-whatever happens to the body of a request is known to whoever cleans up.
+aiohttp's session would do the same with a dozen objects more, a quarter of all that a small
+request costs; its requests go through yarl, which normalises targets, and through `str`, which
+loses what is not UTF-8. Here heads go out as they were rendered, an answer that is broken off
+says so, and whatever happens to the body of a request is known to whoever cleans up.
 """
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from aiohttp import (
     ClientConnectionError,
     ClientConnectorError,
-    ClientHandlerType,
     ClientPayloadError,
     ClientRequest,
-    ClientResponse,
     ClientTimeout,
     Payload,
     ServerDisconnectedError,
+    StreamReader,
     TCPConnector,
 )
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.helpers import _EXC_SENTINEL
-from aiohttp.http import StreamWriter
+from aiohttp.http import RawResponseMessage, StreamWriter
+
+_READ_BUFFER: Final = 256 * 1024
+_MAX_FIELD_SIZE: Final = 64 * 1024
+_MAX_HEADERS: Final = 1024
 
 
-class Exchange:
-    """What one try at one request leaves behind, for whoever has to clean up after it."""
-
-    def __init__(self, head: bytes) -> None:
-        self.head = head
-        self.pump: asyncio.Task[None] | None = None
-        self.transport: asyncio.Transport | None = None
-        self.body_error: Exception | None = None
-        self.sent_at: float | None = None
-        """When Immich had the whole request, in the time of the event loop."""
-
-    async def middleware(self, request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
-        """Hand this exchange to the request, the one way that aiohttp's session offers."""
-        assert isinstance(request, UpstreamRequest)  # noqa: S101 - narrows the type
-        request.exchange = self
-        return await send(request)
-
-    def abort(self) -> None:
-        """Cut the connection: what Immich has of the request stays incomplete for good."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    async def let_go_of_body(self) -> None:
-        """Return once nothing reads the body any more, so that somebody else may."""
-        if self.pump is not None and not self.pump.done():
-            self.pump.cancel()
-            await asyncio.wait({self.pump})
-
-
-class Answer(ClientResponse):
+class Answer:
     """An answer of Immich's, whose body may still be on its way."""
 
     waited: float | None = None
     """Seconds from the end of the request to the head; None when it came before the end."""
+
+    def __init__(
+        self, message: RawResponseMessage, content: StreamReader, connection: Connection
+    ) -> None:
+        self.status = message.code
+        self.reason = message.reason
+        self.headers: Mapping[str, str] = message.headers
+        self.raw_headers = message.raw_headers
+        self.content = content
+        self.connection: Connection | None = connection
+        """On which it comes; None once the body is whole and somebody else may have it."""
+
+    @property
+    def content_length(self) -> int | None:
+        """Length of the body, where the head says it."""
+        length = self.headers.get("Content-Length")
+        return None if length is None else int(length)
+
+
+class Exchange:
+    """One request on one connection, and what it leaves behind for whoever cleans up after it."""
+
+    def __init__(self, connection: Connection, silence: float | None) -> None:
+        """`silence` is how many seconds Immich may be silent before and in its answer."""
+        self._connection = connection
+        self._silence = silence
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._answer: Answer | None = None
+        self._body_error: Exception | None = None
+        self._sent_at: float | None = None
+        """When Immich had the whole request, in the time of the event loop."""
+
+    async def send(self, method: str, head: bytes, body: Payload | None) -> Answer:
+        """Send a request, and return as soon as the head of its answer is here.
+
+        Raises aiohttp's errors, and whatever error the body raised while it was read; nothing
+        is left of the exchange then.
+        """
+        try:
+            return await self._send(method, head, body)
+        except BaseException as exc:
+            self.abort()
+            await self.end()
+            if self._body_error is not None and isinstance(exc, Exception):
+                raise self._body_error from None
+            raise
+
+    def abort(self) -> None:
+        """Cut the connection: what Immich has of the request stays incomplete for good."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def end(self) -> None:
+        """Close the connection unless it may serve others; then nothing reads the body any more."""
+        self._connection.close()
+        if self._pump is not None and not self._pump.done():
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+
+    async def _send(self, method: str, head: bytes, body: Payload | None) -> Answer:
+        protocol = self._connection.protocol
+        # Something that came unasked while the connection was idle answers nobody, least of
+        # all the client whose request would be next on it.
+        if protocol is None or protocol.transport is None or protocol.should_close:
+            raise ServerDisconnectedError
+        self._transport = protocol.transport
+        protocol.set_response_params(
+            skip_payload=method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            # Immich's silence counts from the end of the body. aiohttp would count it from
+            # the last bytes that came, a `100 Continue` for one.
+            read_timeout=self._silence if body is None else None,
+            read_bufsize=_READ_BUFFER,
+            max_line_size=_MAX_FIELD_SIZE,
+            max_field_size=_MAX_FIELD_SIZE,
+            max_headers=_MAX_HEADERS,
+        )
+        writer = _HeadWriter(protocol, self._loop)
+        writer.buffer_head(head)
+        if body is None:
+            writer.send_headers()
+            self._sent(protocol)
+        else:
+            if body.size is None:
+                writer.enable_chunking()
+            self._pump = self._loop.create_task(self._send_body(body, writer, protocol))
+        message, content = await protocol.read()
+        while message.code < 200 and message.code != 101:
+            message, content = await protocol.read()
+        answer = self._answer = Answer(message, content, self._connection)
+        if self._sent_at is not None:
+            answer.waited = self._loop.time() - self._sent_at
+        if not protocol.upgraded:
+            content.on_eof(self._release)
+        return answer
+
+    async def _send_body(
+        self, body: Payload, writer: StreamWriter, protocol: ResponseHandler
+    ) -> None:
+        """Send the body to its end, or cut the connection."""
+        try:
+            await body.write(writer)
+            await writer.write_eof()
+        except (ClientConnectionError, ConnectionError):
+            # Immich stopped listening. It may have answered before it did, so whoever
+            # waits for the answer decides what this means.
+            self._connection.close()
+        except BaseException as exc:
+            # The body has no end. Closing gracefully would still deliver what is buffered.
+            self.abort()
+            if not isinstance(exc, Exception):
+                raise
+            self._body_error = exc
+        else:
+            protocol.read_timeout = self._silence
+            self._sent(protocol)
+
+    def _sent(self, protocol: ResponseHandler) -> None:
+        """Immich has the whole request; it is its turn."""
+        self._sent_at = self._loop.time()
+        if protocol.transport is not None:
+            protocol.start_timeout()
+
+    def _release(self) -> None:
+        """The answer is whole: the connection may serve others once the request is, too."""
+        if self._pump is not None and not self._pump.done():
+            self._pump.add_done_callback(lambda _: self._release())
+            return
+        self._connection.release()
+        if self._answer is not None:
+            self._answer.connection = None
 
 
 class UpstreamProtocol(ResponseHandler):
@@ -94,83 +203,6 @@ class UpstreamProtocol(ResponseHandler):
     def _break_body_off(self, exc: BaseException) -> None:
         if self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(ClientPayloadError("the answer was broken off"), exc)
-
-
-class UpstreamRequest(ClientRequest):
-    """A request whose head goes out as the bytes we rendered.
-
-    aiohttp's own rendering goes through yarl, which normalises targets, and through `str`,
-    which loses what is not UTF-8.
-    """
-
-    exchange: Exchange
-    _read_timeout: float | None = None
-
-    async def send(self, conn: Connection) -> ClientResponse:
-        """Send the head, and begin to send the body; the answer is still to come."""
-        protocol = conn.protocol
-        if protocol is None or protocol.transport is None:
-            raise ServerDisconnectedError
-        if protocol.should_close:
-            # Something came unasked while the connection was idle. It answers nobody, least
-            # of all the client whose request would be next on it.
-            conn.close()
-            raise ServerDisconnectedError
-        self.exchange.transport = protocol.transport
-        writer = _HeadWriter(protocol, self.loop)
-        writer.buffer_head(self.exchange.head)
-        task: asyncio.Task[None] | None = None
-        if self._body is None:
-            protocol.start_timeout()
-            writer.set_eof()
-            self.exchange.sent_at = self.loop.time()
-        else:
-            # Immich's silence counts from the end of the body. aiohttp would count it from
-            # the last bytes that came, a `100 Continue` for one.
-            self._read_timeout, protocol.read_timeout = protocol.read_timeout, None
-            if self._body.size is None:
-                writer.enable_chunking()
-            task = self._writer = self.loop.create_task(self.write_bytes(writer, conn))
-            self.exchange.pump = task
-        return self.response_class(
-            self.method,
-            self.original_url,
-            writer=task,
-            continue100=None,
-            timer=self._timer,
-            request_info=self.request_info,
-            traces=self._traces,
-            loop=self.loop,
-            session=self._session,
-            stream_writer=writer,
-        )
-
-    async def write_bytes(
-        self, writer: AbstractStreamWriter, conn: Connection, content_length: int | None = None
-    ) -> None:
-        """Send the body to its end, or cut the connection."""
-        protocol = conn.protocol
-        try:
-            assert isinstance(self._body, Payload)  # noqa: S101 - narrows the type
-            await self._body.write(writer)
-            await writer.write_eof()
-        except (ClientConnectionError, ConnectionError):
-            # Immich stopped listening. It may have answered before it did, so whoever
-            # waits for the answer decides what this means.
-            conn.close()
-        except BaseException as exc:
-            # The body has no end. Closing gracefully would still deliver what is buffered.
-            if isinstance(exc, Exception):
-                self.exchange.body_error = exc
-            self.exchange.abort()
-            conn.close()
-            if not isinstance(exc, Exception):
-                raise
-        else:
-            self.exchange.sent_at = self.loop.time()
-            if protocol is not None and protocol.transport is not None:
-                protocol.read_timeout = self._read_timeout
-                protocol.start_timeout()
 
 
 class _HeadWriter(StreamWriter):

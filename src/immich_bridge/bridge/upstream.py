@@ -4,7 +4,7 @@ import asyncio
 import functools
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -13,14 +13,14 @@ from aiohttp import (
     ClientConnectorError,
     ClientError,
     ClientOSError,
-    ClientSession,
+    ClientRequest,
     ClientTimeout,
     ConnectionTimeoutError,
-    DummyCookieJar,
     Payload,
     ServerDisconnectedError,
     ServerTimeoutError,
 )
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from immich_bridge.bridge.exchange import (
@@ -28,7 +28,6 @@ from immich_bridge.bridge.exchange import (
     Exchange,
     UpstreamConnector,
     UpstreamProtocol,
-    UpstreamRequest,
 )
 from immich_bridge.bridge.headers import RawHeaders, render_head
 from immich_bridge.config import Config
@@ -37,12 +36,12 @@ from immich_bridge.http.metrics import Metrics
 
 # Immich closes idle connections after 5 to 6 seconds; ours are not used again after that.
 _KEEPALIVE_SECONDS: Final = 4.0
-_READ_BUFFER: Final = 256 * 1024
-_MAX_FIELD_SIZE: Final = 64 * 1024
-_MAX_HEADERS: Final = 1024
 _PING_ROUTE: Final = b"/api/server/ping"
 # RFC 9110 9.2.2. With a body they could be repeated too, but the body is gone by then.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+_FAULTS: Final = (ClientError, HttpProcessingError, TimeoutError, OSError)
+"""What may go wrong on the way to Immich, as aiohttp has it."""
 
 
 class Upstream:
@@ -60,12 +59,15 @@ class Upstream:
         self._open_connections = 0
         self._made_connections = 0
         self._config = config
-        self._pooled: ClientSession
-        self._unshared: ClientSession
+        self._timeout = ClientTimeout(connect=config.upstream_connect_timeout)
+        self._pooled: UpstreamConnector
+        self._unshared: UpstreamConnector
 
     async def __aenter__(self) -> "Upstream":
-        self._pooled = self._session(keepalive_timeout=_KEEPALIVE_SECONDS)
-        self._unshared = self._session(force_close=True)
+        self._pooled = self._connector(keepalive_timeout=_KEEPALIVE_SECONDS)
+        self._unshared = self._connector(force_close=True)
+        # To aiohttp's connector a request is where it goes; all go the same way.
+        self._any_request = ClientRequest("GET", self._origin, loop=asyncio.get_running_loop())
         return self
 
     async def __aexit__(
@@ -107,29 +109,25 @@ class Upstream:
             headers = [*headers, (b"Transfer-Encoding", b"chunked")]
         prefix = b"" if target == b"*" else self.prefix  # concerns the server as a whole
         line = b"%b %b%b HTTP/1.1" % (method.encode(), prefix, target)
-        exchange = Exchange(render_head(line, headers))
-        response: Answer | None = None
         try:
-            response = await self._send(method, exchange, body)
-            if exchange.sent_at is not None:
-                response.waited = asyncio.get_running_loop().time() - exchange.sent_at
-            yield response
-            if not response.content.at_eof():
+            exchange, answer = await self._send(method, render_head(line, headers), body)
+        except _FAULTS as exc:
+            raise _translate(exc) from exc
+        try:
+            yield answer
+            if not answer.content.at_eof():
                 exchange.abort()
-            response.close()
         except BaseException as exc:
-            # Once the response is read its connection may already serve somebody else.
-            if response is None or response.connection is not None:
+            # Once the answer is read its connection may already serve somebody else.
+            if answer.connection is not None:
                 exchange.abort()
-            if response is not None:
-                response.close()
-            if response is not None and isinstance(exc, ConnectionError):
+            if isinstance(exc, ConnectionError):
                 raise  # of a write to the client: Immich has answered
-            if isinstance(exc, ClientError | TimeoutError | OSError):
+            if isinstance(exc, _FAULTS):
                 raise _translate(exc) from exc
             raise
         finally:
-            await exchange.let_go_of_body()
+            await exchange.end()
 
     async def ping(self) -> None:
         """Return if Immich answers its own liveness route; raise an error that says why not."""
@@ -138,67 +136,40 @@ class Upstream:
             if answer.status != 200:
                 raise BadGateway(f"Immich answered {answer.status}")
 
-    async def _send(self, method: str, exchange: Exchange, body: Payload | None) -> Answer:
+    async def _send(
+        self, method: str, head: bytes, body: Payload | None
+    ) -> tuple[Exchange, Answer]:
         """Send once, and a second time where that cannot do harm.
 
         Immich may close an idle connection at the very moment in which it is used again.
         What may be repeated is sent over a pooled connection and repeated over a new one;
-        what may not goes over a new one at once. A failure to connect is tried again
-        whatever the request is: nothing of it was sent.
+        what may not goes over a new one at once.
         """
-        repeatable = body is None and method in _IDEMPOTENT
-        first = self._pooled if repeatable else self._unshared
-        try:
-            return await self._attempt(first, method, exchange, body)
-        except ClientConnectorError:
-            pass
-        except (ClientOSError, ServerDisconnectedError):
-            if not repeatable:
-                raise
-        return await self._attempt(self._unshared, method, exchange, body)
+        if body is None and method in _IDEMPOTENT:
+            exchange = await self._exchange(self._pooled)
+            with suppress(ClientOSError, ServerDisconnectedError):
+                return exchange, await exchange.send(method, head, body)
+        exchange = await self._exchange(self._unshared)
+        return exchange, await exchange.send(method, head, body)
 
-    async def _attempt(
-        self, session: ClientSession, method: str, exchange: Exchange, body: Payload | None
-    ) -> Answer:
+    async def _exchange(self, connector: UpstreamConnector) -> Exchange:
+        """A connection for one request. A failure to connect is tried again: nothing was sent."""
         try:
-            answer = await session.request(
-                method,
-                self._origin,
-                data=body,
-                allow_redirects=False,
-                middlewares=(exchange.middleware,),
-            )
-        except ClientError:
-            if exchange.body_error is not None:
-                raise exchange.body_error from None
-            raise
-        assert isinstance(answer, Answer)  # noqa: S101 - narrows the type
-        return answer
+            try:
+                connection = await connector.connect(self._any_request, [], self._timeout)
+            except ClientConnectorError:
+                connection = await connector.connect(self._any_request, [], self._timeout)
+        except TimeoutError as exc:
+            raise ConnectionTimeoutError from exc
+        return Exchange(connection, self._config.upstream_response_timeout)
 
-    def _session(self, **pooling: Any) -> ClientSession:
+    def _connector(self, **pooling: Any) -> UpstreamConnector:
         tls = _tls_context(self._config.immich_ca_file)
         connector = UpstreamConnector(limit=0, limit_per_host=0, ssl=tls, **pooling)
         loop = asyncio.get_running_loop()
         protocol = functools.partial(UpstreamProtocol, loop=loop, count=self._count_connection)
         connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
-        session = ClientSession(
-            connector=connector,
-            request_class=UpstreamRequest,
-            response_class=Answer,
-            cookie_jar=DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=_READ_BUFFER,
-            max_line_size=_MAX_FIELD_SIZE,
-            max_field_size=_MAX_FIELD_SIZE,
-            max_headers=_MAX_HEADERS,
-            timeout=ClientTimeout(
-                total=None,
-                connect=self._config.upstream_connect_timeout,
-                sock_read=self._config.upstream_response_timeout,
-            ),
-        )
-        session._retry_connection = False  # `_send` knows better what may be repeated
-        return session
+        return connector
 
     def _count_connection(self, change: int) -> None:
         self._open_connections += change

@@ -116,7 +116,7 @@ async def _tunnel(request: web.Request, answer: Answer) -> None:
         request[RECORD].bytes_tunnelled = to_immich.moved
         request.writer.output_size += to_client.moved
         # Closes gracefully: what one side sent last, a close frame, still has to arrive.
-        answer.close()
+        connection.close()
 
 
 class _Flow:

@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
+from immich_bridge.body import BodySkipper
 from immich_bridge.errors import BadRequest, BridgeError, NotImplementedHere
 from immich_bridge.http.client_address import peer_address
 from immich_bridge.http.error_answer import error_answer
@@ -32,7 +33,7 @@ _MAX_HEADERS: Final = 1024
 _KEEPALIVE_SECONDS: Final = 75.0
 
 
-class Connection(web.RequestHandler):
+class Connection(web.RequestHandler, BodySkipper):
     """Answers what cannot be parsed with our JSON and one log line.
 
     aiohttp's own way is a text answer and a traceback.
