@@ -18,6 +18,7 @@ from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.middleware import request_middleware
 from immich_bridge.http.record import running
 from immich_bridge.http.routing import UNROUTED, add_fallback, add_route, route_labels
+from immich_bridge.resumable.resource import Resumable
 
 
 def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
@@ -31,10 +32,14 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
         checks |= {"database": backup.check_database, "storage": backup.check_storage}
         if metrics is not None:
             backup.expose(metrics)
+    resumable = _add_resumable(app, config, lifecycle, metrics)
     if config.immich_server_url is not None:
-        checks["immich"] = _add_bridge(app, config, lifecycle, metrics)
+        checks["immich"] = _add_bridge(app, config, lifecycle, metrics, resumable)
     else:
         add_fallback(app, _nothing_here, UNROUTED)
+    if resumable is not None:
+        # Last, so that it ends first: what is held needs what the wings hold open.
+        app.cleanup_ctx.append(resumable.uploads.lifetime)
     required = {"database", "storage"}
     if config.ready_requires_immich:
         required.add("immich")
@@ -49,8 +54,26 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
     return app
 
 
-def _add_bridge(
+def _add_resumable(
     app: web.Application, config: Config, lifecycle: Lifecycle, metrics: Metrics | None
+) -> Resumable | None:
+    """Route the uploads that go on where they were cut off, unless they are turned off."""
+    if config.resumable == "off":
+        return None
+    resumable = Resumable(config)
+    resumable.add_routes(app)
+    lifecycle.on_drain(resumable.uploads.drain)
+    if metrics is not None:
+        resumable.expose(metrics)
+    return resumable
+
+
+def _add_bridge(
+    app: web.Application,
+    config: Config,
+    lifecycle: Lifecycle,
+    metrics: Metrics | None,
+    resumable: Resumable | None,
 ) -> Check:
     """Route the bridge wing; the check says whether Immich answers."""
     upstream = Upstream(config)
@@ -62,7 +85,7 @@ def _add_bridge(
             yield
 
     app.cleanup_ctx.append(connections)
-    add_route(app, "*", ROUTE, BackgroundUpload(config, upstream).handle)
+    add_route(app, "*", ROUTE, BackgroundUpload(config, upstream, resumable).handle)
     add_fallback(app, ReverseProxy(config, upstream, websockets).handle, "proxy")
     if metrics is not None:
         upstream.expose(metrics)

@@ -120,6 +120,10 @@ class IncomingBody:
             self._peeked.append(piece)
         return b"".join(self._peeked)
 
+    def give_up(self, reason: BridgeError) -> None:
+        """Raise `reason` in whoever reads, now or next."""
+        self.content.set_exception(reason)
+
     async def move_to(self, writer: AbstractStreamWriter) -> None:
         """Move the rest to `writer` inside the kernel; what cannot be moved is left to `read`.
 
@@ -154,9 +158,13 @@ class IncomingBody:
         """How many bytes of the body have not reached the parser yet."""
         return (self.length or 0) - self.content.total_bytes
 
+    def past(self, size: int) -> None:
+        """`size` more bytes have gone on, past the parser."""
+        self.content.total_bytes += size
+        self.received += size
+
     def passed(self) -> None:
         """All of it has gone past the parser."""
-        self.received = self.content.total_bytes
         connection = self.connection
         if isinstance(connection, BodySkipper):
             connection.skip_body()
@@ -233,8 +241,7 @@ class IncomingBody:
                 transport.abort()
                 return
         elif self._loop.time() - waiting_since >= self._idle_timeout:
-            silent = RequestTimeout(f"no byte came for {self._idle_timeout:g} seconds")
-            self.content.set_exception(silent)
+            self.give_up(RequestTimeout(f"no byte came for {self._idle_timeout:g} seconds"))
             return
         self._schedule_watch()
 

@@ -36,6 +36,8 @@ class Config:
     body_idle_timeout: float
     upstream_connect_timeout: float
     upstream_response_timeout: float
+    resumable: str
+    resumable_hold: float
     fast_path: str
     malloc_tuning: str
     shutdown_grace: float

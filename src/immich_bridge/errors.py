@@ -5,6 +5,7 @@ They are raised anywhere below the handlers and rendered in one place
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 RETRY_AFTER_SECONDS = 5
 """How soon a client may try again when Immich or this server is briefly away."""
@@ -15,11 +16,15 @@ class BridgeError(Exception):
 
     status = 500
     code = "internal_error"
+    problem_type: str | None = None
+    """The URI by which clients of a standard know the error (RFC 9457)."""
 
     def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.headers = dict(headers or {})
+        self.details: Mapping[str, Any] = {}
+        """Members of its own that the type of problem has."""
 
 
 class StartError(Exception):
@@ -64,6 +69,13 @@ class RequestTimeout(BridgeError):
 
     status = 408
     code = "request_timeout"
+
+
+class Conflict(BridgeError):
+    """The state of what the request is about is not what its sender takes it for."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(BridgeError):

@@ -187,6 +187,20 @@ SETTINGS: Final = (
         "how long Immich may be silent after it has the whole request",
     ),
     Setting(
+        "RESUMABLE",
+        "auto",
+        parse_choice("auto", "on", "off"),
+        "auto, on or off",
+        "uploads that go on where they were cut off; `auto`: unless an unknown proxy is in between",
+    ),
+    Setting(
+        "RESUMABLE_HOLD",
+        "1h",
+        parse_lifetime,
+        "a duration from 1s to 36500d, such as 1h",
+        "how long an interrupted upload to Immich is kept open",
+    ),
+    Setting(
         "FAST_PATH",
         "auto",
         parse_choice("auto", "off"),

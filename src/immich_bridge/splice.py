@@ -59,6 +59,9 @@ class Body(Protocol):
     async def read(self) -> bytes:
         """The next piece of it."""
 
+    def past(self, size: int) -> None:
+        """`size` more bytes of it have gone to the other side, past the parser."""
+
     def passed(self) -> None:
         """All of it has gone to the other side."""
 
@@ -85,7 +88,7 @@ async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> in
     def count(size: int) -> None:
         nonlocal moved
         moved += size
-        body.content.total_bytes += size
+        body.past(size)
         writer.output_size += size
 
     body.waits(False)
@@ -166,10 +169,14 @@ async def _splice(
                 continue
             count -= size
             in_this_turn += size
-            moved(size)
-            while size := size - pipe.drain(writer.descriptor, size):
-                await writer.writable()
-                in_this_turn = 0
+            while size:
+                # What is counted has arrived: bytes that are lost with the pipe have not.
+                drained = pipe.drain(writer.descriptor, size)
+                moved(drained)
+                size -= drained
+                if size:
+                    await writer.writable()
+                    in_this_turn = 0
             if count and in_this_turn >= _TURN_BYTES:
                 await asyncio.sleep(0)
                 in_this_turn = 0

@@ -1,18 +1,26 @@
 """`POST /api/assets/background`: the raw bytes of a photo in, Immich's upload form out."""
 
+import hmac
 import json
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.bridge.asset import PARAMETERS, Asset
+from immich_bridge.bridge.credentials import (
+    credential_query,
+    credentials_digest,
+    require_credentials,
+)
 from immich_bridge.bridge.exchange import Answer
-from immich_bridge.bridge.form import AssetForm
+from immich_bridge.bridge.form import AssetForm, ByteSource
 from immich_bridge.bridge.forwarded import forwarded_by_us
-from immich_bridge.bridge.headers import RawHeaders, end_to_end, without
+from immich_bridge.bridge.headers import end_to_end, without
+from immich_bridge.bridge.immich_upload import ImmichUpload
 from immich_bridge.bridge.relay import RelayedResponse, relay
 from immich_bridge.bridge.upstream import Upstream
 from immich_bridge.config import Config
@@ -21,8 +29,8 @@ from immich_bridge.errors import (
     BadGateway,
     BadRequest,
     MethodNotAllowed,
+    NotFound,
     NotImplementedHere,
-    Unauthorized,
     UnsupportedMediaType,
 )
 from immich_bridge.http.error_answer import BRIDGE_ERROR_HEADER
@@ -30,20 +38,13 @@ from immich_bridge.http.metrics import CREATED, DUPLICATE, REFUSED
 from immich_bridge.http.middleware import REQUEST_ID_HEADER
 from immich_bridge.http.record import RECORD
 from immich_bridge.media_types import SNIFF_BYTES
+from immich_bridge.resumable.joined_body import JoinedBody
+from immich_bridge.resumable.protocol import Creation, is_partial
+from immich_bridge.resumable.resource import Resumable
+from immich_bridge.resumable.upload import Finished, Upload
 
 ROUTE: Final = "/api/assets/background"
 _IMMICH_ROUTE: Final = b"/api/assets"
-
-_CREDENTIAL_HEADERS: Final = (
-    "x-api-key",
-    "Authorization",
-    "x-immich-user-token",
-    "x-immich-session-token",
-    "x-immich-share-key",
-    "x-immich-share-slug",
-)
-_CREDENTIAL_COOKIE: Final = "immich_access_token"
-_CREDENTIAL_PARAMETERS: Final = frozenset({"apiKey", "key", "slug"})
 
 # What describes the raw request says nothing true of the form; the rest passes, since
 # a front of Immich's may want headers of its own.
@@ -69,42 +70,58 @@ _NOT_FOR_THE_FORM: Final = frozenset(
         b"if-unmodified-since",
         b"range",
         b"repr-digest",
+        b"upload-complete",
+        b"upload-draft-interop-version",
+        b"upload-incomplete",
+        b"upload-length",
+        b"upload-offset",
     }
 )
-_NOT_OF_THE_ANSWER: Final = frozenset(
-    {
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"etag",
-        REQUEST_ID_HEADER.lower().encode(),
-    }
-)
+_FRAMING: Final = frozenset({b"content-length", REQUEST_ID_HEADER.lower().encode()})
+_NOT_OF_THE_ANSWER: Final = _FRAMING | {b"content-encoding", b"content-type", b"etag"}
 _MAX_ANSWER: Final = 1024 * 1024
 """Bytes of an answer of Immich's that is read as JSON; a real one has about 70."""
+
+
+class FileSource(ByteSource, Protocol):
+    """The bytes of a file, whose first ones can be looked at beforehand."""
+
+    async def peek(self, size: int) -> bytes:
+        """The first `size` bytes or more, fewer only if there are no more."""
 
 
 class BackgroundUpload:
     """The handler of the route, for all its methods."""
 
-    def __init__(self, config: Config, upstream: Upstream) -> None:
+    def __init__(self, config: Config, upstream: Upstream, resumable: Resumable | None) -> None:
         self._config = config
         self._upstream = upstream
+        self._resumable = resumable
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer any method on the route."""
         if request.method == "OPTIONS":
-            # A client asks so whether uploads can be resumed. They cannot, and Immich,
-            # which knows nothing of this route, must not be asked in our place.
-            raise NotImplementedHere("resumable uploads are not offered")
+            # A client asks so whether uploads can be resumed. Immich, which knows nothing of
+            # this route, must not be asked in our place.
+            if self._resumable is None:
+                raise NotImplementedHere("resumable uploads are not offered")
+            return self._resumable.options(request)
         if request.method != "POST":
             raise MethodNotAllowed(request.method, "POST")
         request[RECORD].upload = ""  # there is one now, and something will become of it
         parameters = _parameters(request)
-        _require_credentials(request, parameters)
+        require_credentials(request, parameters)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("the body must be the file itself, without Content-Encoding")
         asset = Asset.parse(_value_reader(request, parameters))
+        if self._resumable is not None:
+            owner = credentials_digest(request)
+            if (creation := self._resumable.wanted(request, owner)) is not None:
+                upload = self._resumable_upload(request, asset, creation, owner)
+                query = credential_query(request)
+                return await self._resumable.begin(request, creation, upload, owner, query)
+        elif is_partial(request.raw_headers):
+            raise NotImplementedHere("this upload would be a part, and can't be resumed here")
         body = IncomingBody(
             request,
             idle_timeout=self._config.body_idle_timeout,
@@ -113,11 +130,21 @@ class BackgroundUpload:
             fast_path=self._config.fast_path == "auto",
         )
         with body:
-            return await self._upload(request, asset, body)
+            async with self._sent(request, asset, body, body.length) as answer:
+                return await _answer(request, answer)
 
-    async def _upload(
-        self, request: web.Request, asset: Asset, body: IncomingBody
-    ) -> web.StreamResponse:
+    @asynccontextmanager
+    async def _sent(
+        self, request: web.Request, asset: Asset, body: FileSource, length: int | None
+    ) -> AsyncIterator[Answer]:
+        """Send the form around `body`; of `request` only its head is of interest."""
+        target = _IMMICH_ROUTE + credential_query(request).encode("utf-8", "surrogateescape")
+        headers = forwarded_by_us(
+            request,
+            without(end_to_end(request.raw_headers), _NOT_FOR_THE_FORM),
+            host=self._upstream.host,
+            trusted=self._config.trusted_proxies,
+        )
         first = await body.peek(SNIFF_BYTES if asset.needs_sniffing else 1)
         if not first:
             raise BadRequest("the body is empty")
@@ -127,49 +154,49 @@ class BackgroundUpload:
             filename=filename,
             content_type=content_type,
             body=body,
-            length=body.length,
+            length=length,
         )
-        target = _IMMICH_ROUTE + _credential_query(request)
-        headers = self._headers(request, form)
-        async with self._upstream.request("POST", target, headers, form) as answer:
-            return await _answer(request, answer)
-
-    def _headers(self, request: web.Request, form: AssetForm) -> RawHeaders:
-        headers = without(end_to_end(request.raw_headers), _NOT_FOR_THE_FORM)
         headers.append((b"Content-Type", form.headers["Content-Type"].encode()))
         if form.size is not None:
             headers.append((b"Content-Length", b"%d" % form.size))
-        return forwarded_by_us(
-            request, headers, host=self._upstream.host, trusted=self._config.trusted_proxies
+        async with self._upstream.request("POST", target, headers, form) as answer:
+            yield answer
+
+    def _resumable_upload(
+        self, request: web.Request, asset: Asset, creation: Creation, owner: str
+    ) -> Upload:
+        # What a digest of content covers is this request; all of the file, if it is all of it.
+        digests = parse_digest_fields(
+            (name, value)
+            for name, value in request.headers.items()
+            if creation.complete or name.lower() != "content-digest"
         )
+
+        async def send(body: JoinedBody) -> Finished:
+            async with self._sent(request, asset, body, creation.length) as answer:
+                return await _finished(answer)
+
+        async def authorize(other: web.Request) -> None:
+            if not hmac.compare_digest(credentials_digest(other), owner):
+                raise NotFound("there is no such upload, or no longer")
+
+        return Upload(ImmichUpload(send, digests), creation.length, authorize)
 
 
 async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
     """Immich's answer, with what the app can only see in headers."""
     record = request[RECORD]
     record.upstream = answer
-    if 300 <= answer.status < 400:
-        # iOS would follow it with a GET and take that answer for the upload's.
-        raise BadGateway(f"Immich answered with a redirect ({answer.status})")
-    if answer.status not in (200, 201):
-        if answer.status < 300:
-            raise BadGateway(f"Immich answered {answer.status}, which confirms no upload")
+    if not _confirms(answer):
         record.upload = REFUSED
-        failure = (BRIDGE_ERROR_HEADER.encode(), b"immich_%d" % answer.status)
-        return await relay(request, answer, extra_headers=[failure])
-    result = await _read_result(answer)
-    duplicate = result.get("status") == DUPLICATE
-    verdict = record.upload = DUPLICATE if duplicate else CREATED
-    text = json.dumps({**result, "duplicate": duplicate}, ensure_ascii=False).encode()
+        return await relay(request, answer, extra_headers=[_failure(answer)])
+    record.upload, headers, text = await _success(answer)
     response = RelayedResponse(
         answer.status,
         answer.reason or "",
         [
-            *without(end_to_end(answer.raw_headers), _NOT_OF_THE_ANSWER),
-            (b"Content-Type", b"application/json; charset=utf-8"),
+            *headers,
             (b"Content-Length", b"%d" % len(text)),
-            (b"X-Immich-Asset-Id", result["id"].encode()),
-            (b"X-Immich-Status", verdict.encode()),
             (REQUEST_ID_HEADER.encode(), record.request_id.encode()),
         ],
         chunked=False,
@@ -180,18 +207,64 @@ async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
     return response
 
 
+async def _finished(answer: Answer) -> Finished:
+    """The same as a value, for clients that may come back for it."""
+    if _confirms(answer):
+        verdict, headers, text = await _success(answer)
+    else:
+        verdict, text = REFUSED, await _read(answer)
+        headers = [*without(end_to_end(answer.raw_headers), _FRAMING), _failure(answer)]
+    decoded = [
+        (name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in headers
+    ]
+    return Finished(answer.status, text, decoded, verdict)
+
+
+def _confirms(answer: Answer) -> bool:
+    """Whether Immich took the photo; raises `BadGateway` for what answers no upload."""
+    if 300 <= answer.status < 400:
+        # iOS would follow it with a GET and take that answer for the upload's.
+        raise BadGateway(f"Immich answered with a redirect ({answer.status})")
+    if answer.status < 300 and answer.status not in (200, 201):
+        raise BadGateway(f"Immich answered {answer.status}, which confirms no upload")
+    return answer.status < 300
+
+
+def _failure(answer: Answer) -> tuple[bytes, bytes]:
+    return BRIDGE_ERROR_HEADER.encode(), b"immich_%d" % answer.status
+
+
+async def _success(answer: Answer) -> tuple[str, list[tuple[bytes, bytes]], bytes]:
+    """What became of a photo that Immich took, and the head and body that say so."""
+    result = await _read_result(answer)
+    duplicate = result.get("status") == DUPLICATE
+    verdict = DUPLICATE if duplicate else CREATED
+    headers = [
+        *without(end_to_end(answer.raw_headers), _NOT_OF_THE_ANSWER),
+        (b"Content-Type", b"application/json; charset=utf-8"),
+        (b"X-Immich-Asset-Id", result["id"].encode()),
+        (b"X-Immich-Status", verdict.encode()),
+    ]
+    text = json.dumps({**result, "duplicate": duplicate}, ensure_ascii=False).encode()
+    return verdict, headers, text
+
+
 async def _read_result(answer: Answer) -> dict[str, Any]:
     """The JSON of a success. What is not Immich's must not pass for a stored photo."""
-    text = bytearray()
-    while len(text) <= _MAX_ANSWER and (piece := await answer.content.readany()):
-        text += piece
     try:
-        result = json.loads(text)
+        result = json.loads(await _read(answer))
     except ValueError:
         result = None
     if not isinstance(result, dict) or not _is_id(result.get("id")):
         raise BadGateway(f"Immich answered {answer.status} without the id of an asset")
     return result
+
+
+async def _read(answer: Answer) -> bytes:
+    text = bytearray()
+    while len(text) <= _MAX_ANSWER and (piece := await answer.content.readany()):
+        text += piece
+    return bytes(text)
 
 
 def _is_id(value: object) -> bool:
@@ -210,17 +283,6 @@ def _parameters(request: web.Request) -> dict[str, str]:
     return dict(reversed(pairs))
 
 
-def _require_credentials(request: web.Request, parameters: dict[str, str]) -> None:
-    """Immich would refuse too, but only after a connection was made and bytes were sent."""
-    if (
-        any(request.headers.get(name) for name in _CREDENTIAL_HEADERS)
-        or request.cookies.get(_CREDENTIAL_COOKIE)
-        or any(parameters.get(name) for name in _CREDENTIAL_PARAMETERS)
-    ):
-        return
-    raise Unauthorized("no credentials for Immich: send x-api-key or another that Immich takes")
-
-
 def _value_reader(request: web.Request, parameters: dict[str, str]) -> Callable[[str], str | None]:
     """Reads a piece of metadata: from its header, else from its query parameter."""
 
@@ -237,10 +299,3 @@ def _value_reader(request: web.Request, parameters: dict[str, str]) -> Callable[
         return parameters.get(PARAMETERS[header]) or None
 
     return value_of
-
-
-def _credential_query(request: web.Request) -> bytes:
-    """The part of the query that Immich authenticates by, as it came."""
-    query = request.raw_path.partition("?")[2].partition("#")[0]
-    kept = [pair for pair in query.split("&") if pair.partition("=")[0] in _CREDENTIAL_PARAMETERS]
-    return b"?" + "&".join(kept).encode("utf-8", "surrogateescape") if kept else b""

@@ -40,11 +40,11 @@ class StreamedBody(Payload):
 
     async def write_behind(self, prefix: bytes, writer: AbstractStreamWriter) -> None:
         """Write `prefix` together with the first piece, then the others."""
-        if first := prefix + await self.source.read():
-            await writer.write(first)
-            await self.source.move_to(writer)
-        while piece := await self.source.read():
+        piece = prefix + await self.source.read()
+        while piece:
             await writer.write(piece)
+            await self.source.move_to(writer)
+            piece = await self.source.read()
 
 
 class AssetForm(MultipartWriter):

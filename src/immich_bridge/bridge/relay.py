@@ -172,6 +172,10 @@ class _AnswerBody:
         self.waits(False)  # to read may have let the connection go on, and count its silence
         return piece
 
+    def past(self, size: int) -> None:
+        self.content.total_bytes += size
+        self._read += size
+
     def passed(self) -> None:
         """The connection is not used again."""
 

@@ -1,7 +1,7 @@
 """How an error looks on the wire: `{"error": code, "message": text}`."""
 
 import json
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -13,10 +13,14 @@ background upload. Answers of Immich's that we pass on never bear our codes."""
 
 
 def error_answer(error: BridgeError) -> web.Response:
-    """The answer for `error`."""
+    """The answer for `error`, which is a problem of RFC 9457 too where it has a type."""
+    content: dict[str, Any] = {"error": error.code, "message": error.message}
+    if error.problem_type:
+        problem = {"type": error.problem_type, "title": error.message, "status": error.status}
+        content |= {**problem, **error.details}
     return web.Response(
         status=error.status,
-        body=json.dumps({"error": error.code, "message": error.message}).encode(),
+        body=json.dumps(content).encode(),
         headers={BRIDGE_ERROR_HEADER: error.code, **error.headers},
-        content_type="application/json",
+        content_type="application/problem+json" if error.problem_type else "application/json",
     )

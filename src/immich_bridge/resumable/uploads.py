@@ -1,0 +1,144 @@
+"""The uploads that are known: found by their secret names, limited in number, swept when idle."""
+
+import asyncio
+import logging
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from aiohttp import web
+
+from immich_bridge.errors import NotFound
+from immich_bridge.http.metrics import Metrics
+from immich_bridge.logs import log_event
+from immich_bridge.resumable.upload import Upload
+
+_logger = logging.getLogger("immich_bridge.resumable")
+
+MAX_UPLOADS: Final = 256
+MAX_UPLOADS_OF_ONE: Final = 32
+"""A phone that lost its network leaves as many behind as it had under way."""
+_REPLAY_SECONDS: Final = 600.0
+"""How long the answer to a finished upload is kept, since it may have been lost."""
+_MOST_SWEEP_SECONDS: Final = 30.0
+
+EVENTS: Final = ("created", "resumed", "completed", "failed", "cancelled", "expired")
+
+
+class _Entry:
+    def __init__(self, upload: Upload, owner: str) -> None:
+        self.upload = upload
+        self.owner = owner
+        self.senders = 0
+        self.quiet_since = asyncio.get_running_loop().time()
+
+
+class Uploads:
+    """All uploads of one process. Those that nobody sends are kept for `hold` seconds."""
+
+    def __init__(self, hold: float) -> None:
+        self.hold = hold
+        self._entries: dict[str, _Entry] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
+
+    @property
+    def held(self) -> int:
+        """How many are unfinished, and sent by nobody at the moment."""
+        return sum(not e.senders and not e.upload.finished for e in self._entries.values())
+
+    def expose(self, metrics: Metrics) -> None:
+        """Let `metrics` tell of them."""
+        metrics.gauge(
+            "immich_bridge_resumable_uploads_held",
+            "Unfinished uploads that nobody sends at the moment.",
+            lambda: [((), self.held)],
+        )
+        metrics.counter(
+            "immich_bridge_resumable_uploads",
+            "What happened to uploads that can be resumed.",
+            lambda: (((event,), count) for event, count in self._events.items()),
+            labels=["event"],
+        )
+
+    def has_room(self, owner: str) -> bool:
+        """Whether `owner` may begin another one."""
+        unfinished = [e.owner for e in self._entries.values() if not e.upload.finished]
+        return len(unfinished) < MAX_UPLOADS and unfinished.count(owner) < MAX_UPLOADS_OF_ONE
+
+    def add(self, upload: Upload, owner: str, name: str | None = None) -> str:
+        """Keep an upload; returns the name under which it is found."""
+        name = name or secrets.token_urlsafe(32)
+        self._entries[name] = _Entry(upload, owner)
+        return name
+
+    def find(self, name: str) -> Upload:
+        """The upload of that name; raises `NotFound`."""
+        entry = self._entries.get(name)
+        if entry is None or entry.upload.lost:
+            raise NotFound("there is no such upload, or no longer")
+        return entry.upload
+
+    def happened(self, event: str, name: str) -> None:
+        """Count and log what happened to an upload; its name would let others at it."""
+        self._events[event] += 1
+        upload = self._entries[name].upload
+        log_event(
+            _logger, logging.INFO, f"upload {event}", offset=upload.offset, length=upload.length
+        )
+
+    @contextmanager
+    def sender(self, name: str) -> Iterator[None]:
+        """Count a request among those that send the upload, as long as the context lasts."""
+        entry = self._entries[name]
+        entry.senders += 1
+        try:
+            yield
+        finally:
+            entry.senders -= 1
+            entry.quiet_since = asyncio.get_running_loop().time()
+
+    async def remove(self, name: str, event: str) -> None:
+        """Discard an upload, for the reason that `event` tells."""
+        self.happened(event, name)
+        entry = self._entries.pop(name)
+        await entry.upload.discard()
+
+    def drain(self) -> None:
+        """The server stops: let go of what nobody sends."""
+        for name, entry in list(self._entries.items()):
+            if not entry.senders:
+                del self._entries[name]
+                task = asyncio.get_running_loop().create_task(entry.upload.suspend())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    async def lifetime(self, _: web.Application) -> AsyncIterator[None]:
+        """Sweep until the server stops, then let go of all."""
+        sweeping = asyncio.create_task(self._sweep_for_ever())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await asyncio.wait({sweeping})
+            for entry in self._entries.values():
+                entry.senders = 0
+            self.drain()
+            if self._closing:
+                await asyncio.wait(self._closing)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(self.hold / 4, _MOST_SWEEP_SECONDS))
+            now = asyncio.get_running_loop().time()
+            for name, entry in list(self._entries.items()):
+                finished = entry.upload.finished
+                kept = min(self.hold, _REPLAY_SECONDS) if finished else self.hold
+                if entry.senders or (now - entry.quiet_since < kept and not entry.upload.lost):
+                    continue
+                if finished:
+                    del self._entries[name]
+                else:
+                    await self.remove(name, "failed" if entry.upload.lost else "expired")
