@@ -196,8 +196,8 @@ SETTINGS: Final = (
     Setting(
         "RESUMABLE_HOLD",
         "1h",
-        parse_lifetime,
-        "a duration from 1s to 36500d, such as 1h",
+        parse_positive_duration,
+        "a duration such as 1h",
         "how long an interrupted upload to Immich is kept open",
     ),
     Setting(

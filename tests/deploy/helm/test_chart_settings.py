@@ -51,6 +51,8 @@ OTHER_VALUES: Final[dict[str, tuple[Any, str]]] = {
     "bodyIdleTimeout": (90, "90"),
     "upstreamConnectTimeout": ("500ms", "500ms"),
     "upstreamResponseTimeout": ("1h30m", "1h30m"),
+    "resumable": ("on", "on"),
+    "resumableHold": ("30m", "30m"),
     "fastPath": ("off", "off"),
     "mallocTuning": ("off", "off"),
     "shutdownGrace": ("2m", "2m"),
