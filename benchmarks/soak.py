@@ -11,13 +11,14 @@ import asyncio
 import ipaddress
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,18 +54,24 @@ _SEEDS: Final = (5_000_000, *range(20_000, 80_000, 5_000))
 _LOG_WIDTH: Final = 110
 _USERNAME: Final = "soak"
 _PASSWORD: Final = "correct horse battery staple"
-_PASSWORD_VARIABLE: Final = "BACKUP_PASSWORD"
+PASSWORD_VARIABLE: Final = "BACKUP_PASSWORD"
 
 
 @dataclass(frozen=True)
 class Host:
-    """What is soaked. Without `stats` its processes are not on this machine, or not known."""
+    """What is soaked. Without `pid` its processes are not on this machine, or not known."""
 
     url: str
     key: str
     username: str = ""
     password: str = ""
-    stats: ProcessStats | None = None
+    pid: int = 0
+    """The session leader of its processes."""
+
+    @property
+    def stats(self) -> ProcessStats | None:
+        """What can be seen of its processes."""
+        return ProcessStats(self.pid) if self.pid else None
 
 
 class _Client(Protocol):
@@ -153,10 +160,17 @@ async def _run_all(clients: list[_Client], stop: asyncio.Event, tally: Tally) ->
 
 
 @contextmanager
-def own_host(backup: bool) -> Iterator[Host]:
-    """A bridge with a stand-in Immich behind it, and nothing of theirs left afterwards."""
+def own_host(
+    backup: bool, folder: Path | None = None, command: Sequence[str] | None = None
+) -> Iterator[Host]:
+    """A bridge with a stand-in Immich behind it.
+
+    Without a `folder` nothing of theirs is left afterwards. `command` starts the bridge if it
+    is not to be started as usual.
+    """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         search_path = os.pathsep.join((str(_HERE), str(_HERE.parent / "tests")))
         immich = stack.enter_context(
             subprocess.Popen(
@@ -182,19 +196,18 @@ def own_host(backup: bool) -> Iterator[Host]:
                 "LOG_LEVEL": "warning",
             }
         )
-        command = bridge_command("auto")
+        usual = bridge_command("auto")
         if backup:
             create = ["user", "create", "--username", _USERNAME, "--password", _PASSWORD]
             subprocess.run(
-                [*command, *create], env=environment, check=True, stdout=subprocess.DEVNULL
+                [*usual, *create], env=environment, check=True, stdout=subprocess.DEVNULL
             )
         process = stack.enter_context(
-            running_process(command, environment=environment, folder=folder)
+            running_process(command or usual, environment=environment, folder=folder)
         )
         wait_until_healthy("the bridge", process, port)
         username = _USERNAME if backup else ""
-        stats = ProcessStats(process.pid)
-        yield Host(f"http://127.0.0.1:{port}", key, username, _PASSWORD, stats)
+        yield Host(f"http://127.0.0.1:{port}", key, username, _PASSWORD, process.pid)
 
 
 def is_private(url: str) -> bool:
@@ -208,13 +221,14 @@ def is_private(url: str) -> bool:
 def main() -> int:
     """Soak; returns the exit code."""
     options = _options()
+    random.seed(options.seed)
     if options.target:
         host = Host(
             options.target.rstrip("/"),
             options.api_key,
             options.backup_user,
-            os.environ.get(_PASSWORD_VARIABLE, ""),
-            ProcessStats(options.server_pid) if options.server_pid else None,
+            os.environ.get(PASSWORD_VARIABLE, ""),
+            options.server_pid,
         )
         return asyncio.run(soak(host, options))
     with own_host(options.backup_phones > 0) as own:
@@ -238,17 +252,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--pause", type=float, default=0.1, help="seconds between requests of a client (0.1)"
     )
+    parser.add_argument("--seed", type=int, help="choose the same sizes and kinds as before")
     parser.add_argument("--target", metavar="URL", help="a bridge that runs already")
     parser.add_argument("--api-key", default="", help="key of Immich's, with --target")
     parser.add_argument(
         "--backup-user",
         default="",
         metavar="NAME",
-        help=f"user of the photo backup, with --target; password in {_PASSWORD_VARIABLE}",
+        help=f"user of the photo backup, with --target; password in {PASSWORD_VARIABLE}",
     )
     parser.add_argument(
         "--server-pid",
         type=int,
+        default=0,
         metavar="PID",
         help="session leader of the target's processes on this machine, to be watched",
     )

@@ -1,9 +1,10 @@
 """The demo: photos as an iPhone sends them, through the bridge, into a stand-in for Immich.
 
 `make demo` runs it. It starts both servers, sends the samples as iOS would (raw bytes, metadata
-in headers), downloads them again through the bridge and shows what arrived. Then it backs them up
-to disk with the bridge's own photo backup, and serves on until Ctrl-C. With `--once` it ends after
-the showing: exit code 0 when every byte is right.
+in headers), downloads them again through the bridge and shows what arrived. A video is cut off
+three times and goes on each time. Then the samples are backed up to disk with the bridge's own
+photo backup, and the servers run until Ctrl-C. With `--once` it ends after the showing: exit
+code 0 when every byte is right.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import aiohttp
 
 from demo_backup import BackupShow
 from demo_deliveries import SAMPLES
+from demo_resumable import ResumeShow
 from demo_servers import (
     DemoError,
     ServerProcess,
@@ -124,9 +126,11 @@ async def demo(options: argparse.Namespace) -> int:
         await introduce(session, bridge, folder)
         show = Show(session, bridge.url)
         await _while_alive(show.all(), immich, bridge)
+        resuming = ResumeShow(session, bridge.url)
+        await _while_alive(resuming.all(), immich, bridge)
         backup = BackupShow(session, bridge.url, folder / "bridge", clean_environment())
         await _while_alive(backup.all(), immich, bridge)
-        failures = show.failures + backup.failures
+        failures = show.failures + resuming.failures + backup.failures
         if failures:
             say(f"\n{failures} of these were not as they should be")
         else:

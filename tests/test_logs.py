@@ -33,6 +33,8 @@ class TestLoggablePath:
             ("/s/secret?password=x", "/s/***"),
             ("//share//secret", "//share//***"),
             ("/shared/link", "/shared/link"),
+            ("/uploads/12345678secret?key=x", "/uploads/12345678..."),
+            ("/uploads/", "/uploads/"),
             ("/api/share/x", "/api/share/x"),
             ("/share/", "/share/"),
             ("http://user:secret@immich/a?b", "/a"),

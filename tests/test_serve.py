@@ -20,6 +20,7 @@ import pytest
 
 from front import StartBridge, front_of, front_of_a_recorder
 from immich_standin import StandIn
+from raw_upload import KEY, NAME, jpeg, upload_request
 from wire import PATIENCE, Peer, answer, connect, fetch, request
 
 if TYPE_CHECKING:
@@ -156,6 +157,25 @@ class TestStopping:
             assert (await peer.read_answer()).header("Connection") == "close"
             assert await peer.read_to_end() == b""
             assert await draining == 0
+
+
+async def test_many_photos_that_come_at_once_are_all_taken(
+    immich: StandIn, start_process: "StartProcess"
+) -> None:
+    # On uvloop, whose first piece of a body may come before anybody looks at the head.
+    bridge = await start_process(IMMICH_SERVER_URL=immich.url)
+    photos = [jpeg(1_100_000, seed) for seed in range(60)]
+
+    async def send(some: list[bytes]) -> None:
+        async with connect(bridge.url) as peer:
+            for photo in some:
+                await peer.send(upload_request(photo, KEY, NAME))
+                answered = await peer.read_answer()
+                assert answered.status == 201, answered
+
+    await asyncio.gather(*(send(photos[n::20]) for n in range(20)))
+    stored = {asset.path.read_bytes() for asset in immich.assets}
+    assert stored == set(photos)
 
 
 class TestStarting:

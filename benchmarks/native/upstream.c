@@ -10,6 +10,7 @@
  */
 #include "http.h"
 
+#include <signal.h>
 #include <sys/mman.h>
 
 enum state { HEAD, FORM, BODY, ANSWER };
@@ -236,6 +237,7 @@ int main(int count, char **arguments) {
         block = mmap(NULL, (size_t)block_size, PROT_READ, MAP_SHARED, block_fd, 0);
         if (block == MAP_FAILED) die("mmap");
     }
+    signal(SIGPIPE, SIG_IGN); /* sendfile has no MSG_NOSIGNAL */
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
     socklen_t size = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);

@@ -19,6 +19,7 @@ from immich_bridge.http.middleware import request_middleware
 from immich_bridge.http.record import running
 from immich_bridge.http.routing import UNROUTED, add_fallback, add_route, route_labels
 from immich_bridge.resumable.resource import Resumable
+from immich_bridge.resumable.tus_resource import TusResource
 
 
 def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
@@ -26,16 +27,18 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
     app = web.Application(middlewares=[request_middleware(config, metrics)])
     lifecycle = app[LIFECYCLE] = Lifecycle()
     checks: dict[str, Check | None] = {"immich": None, "database": None, "storage": None}
+    resumable = _resumable(config, lifecycle, metrics)
     if config.backup_enabled:
-        backup = BackupWing(config)
+        backup = BackupWing(config, resumable)
         backup.add_routes(app)
         checks |= {"database": backup.check_database, "storage": backup.check_storage}
         if metrics is not None:
             backup.expose(metrics)
-    resumable = _add_resumable(app, config, lifecycle, metrics)
     if config.immich_server_url is not None:
         checks["immich"] = _add_bridge(app, config, lifecycle, metrics, resumable)
     else:
+        if resumable is not None:
+            resumable.add_routes(app)
         add_fallback(app, _nothing_here, UNROUTED)
     if resumable is not None:
         # Last, so that it ends first: what is held needs what the wings hold open.
@@ -54,14 +57,11 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
     return app
 
 
-def _add_resumable(
-    app: web.Application, config: Config, lifecycle: Lifecycle, metrics: Metrics | None
-) -> Resumable | None:
-    """Route the uploads that go on where they were cut off, unless they are turned off."""
+def _resumable(config: Config, lifecycle: Lifecycle, metrics: Metrics | None) -> Resumable | None:
+    """Uploads that go on where they were cut off, unless they are turned off."""
     if config.resumable == "off":
         return None
     resumable = Resumable(config)
-    resumable.add_routes(app)
     lifecycle.on_drain(resumable.uploads.drain)
     if metrics is not None:
         resumable.expose(metrics)
@@ -85,7 +85,10 @@ def _add_bridge(
             yield
 
     app.cleanup_ctx.append(connections)
-    add_route(app, "*", ROUTE, BackgroundUpload(config, upstream, resumable).handle)
+    background_upload = BackgroundUpload(config, upstream, resumable)
+    add_route(app, "*", ROUTE, background_upload.handle)
+    if resumable is not None:
+        TusResource(config, resumable, background_upload.begin).add_routes(app)
     add_fallback(app, ReverseProxy(config, upstream, websockets).handle, "proxy")
     if metrics is not None:
         upstream.expose(metrics)

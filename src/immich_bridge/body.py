@@ -135,6 +135,7 @@ class IncomingBody:
             or self.length is None
             or self._digests
             or not isinstance(writer, StreamWriter)
+            or writer.chunked  # what passes by has no framing
             or not isinstance(connection, BodySkipper)
         ):
             return

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 import textwrap
@@ -46,6 +47,9 @@ def main(
     except ConfigError as exc:
         return _complain(str(exc), EXIT_USAGE)
     logs.set_up(config.log_level, config.log_format)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names are of any script, and what an output cannot show has to be said all the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     command: Command = options.command
     try:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:

@@ -68,6 +68,7 @@ async def check_storage(config: Config, options: Namespace) -> None:
     async with _integrity(config) as integrity:
         with _progress() as progress:
             findings = await integrity.check(repair=options.repair, progress=progress)
+        unfinished = integrity.unfinished()
     left = 0
     for finding in findings:
         line = f"{finding.kind}: {_printable(finding.path)} ({finding.detail})"
@@ -77,6 +78,8 @@ async def check_storage(config: Config, options: Namespace) -> None:
             line += f": {finding.remedy}"
         left += not (options.repair and finding.remedy)
         print(line)
+    if unfinished:
+        print(f"unfinished uploads: {len(unfinished)} ({_megabytes(sum(unfinished))})")
     if left:
         hint = "" if options.repair else "; --repair mends what can be mended without loss"
         raise Refused(f"{left} of {len(findings)} findings are left{hint}")
@@ -161,6 +164,10 @@ def _asked_for_password() -> str:
     finally:
         signal.signal(signal.SIGINT, handler)
     return password
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MB"
 
 
 def _printable(path: Path) -> str:

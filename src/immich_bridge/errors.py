@@ -78,6 +78,13 @@ class Conflict(BridgeError):
     code = "conflict"
 
 
+class PreconditionFailed(BridgeError):
+    """The client speaks another version of a protocol."""
+
+    status = 412
+    code = "precondition_failed"
+
+
 class PayloadTooLarge(BridgeError):
     """The body is larger than a limit that the operator set."""
 

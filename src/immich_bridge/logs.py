@@ -13,6 +13,8 @@ from typing import Any, Final
 _ORIGIN: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
 _USERINFO: Final = re.compile(r"^[^/].*@", re.DOTALL)
 _RESERVED_PATH_PARTS: Final = re.compile(r"^(/+(?:share|s)/+)[^/]+")
+# Of the name of a resumable upload as much as tells it from others.
+_UPLOAD_NAME: Final = re.compile(r"^(/+uploads/+[^/]{8})[^/]+")
 _UNPRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 _MAX_PATH_LENGTH: Final = 300
 _NEEDS_QUOTES: Final = re.compile(r'[\s"=]|^$')
@@ -21,14 +23,15 @@ _NEEDS_QUOTES: Final = re.compile(r'[\s"=]|^$')
 def loggable_path(target: str) -> str:
     """The path of a request target, fit for a log line.
 
-    The query is left out, since Immich takes keys in it (`?apiKey=`, `?key=`); so is the
-    key of a shared link, which is part of the path, and what precedes the path of an absolute
-    target, or the host of a CONNECT, which may hold a password. What is not printable ASCII
-    is escaped, so that a request cannot forge a line.
+    The query is left out, since Immich takes keys in it (`?apiKey=`, `?key=`); so are the key of
+    a shared link, which is part of the path, most of the name of an upload that can be resumed,
+    and what precedes the path of an absolute target, or the host of a CONNECT, which may hold a
+    password. What is not printable ASCII is escaped, so that a request cannot forge a line.
     """
     path = _ORIGIN.sub("", re.split(r"[?#]", target, maxsplit=1)[0])
     path = _USERINFO.sub("", path)
     path = _RESERVED_PATH_PARTS.sub(r"\1***", path)
+    path = _UPLOAD_NAME.sub(r"\1...", path)
     path = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), path)
     return path if len(path) <= _MAX_PATH_LENGTH else path[:_MAX_PATH_LENGTH] + "..."
 

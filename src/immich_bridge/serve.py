@@ -28,8 +28,12 @@ _logger = logging.getLogger("immich_bridge")
 
 _BACKLOG: Final = 1024
 _READ_BUFFER_ASYNCIO: Final = 256 * 1024
-# uvloop reads in smaller pieces; a larger buffer costs memory and brings nothing.
-_READ_BUFFER_UVLOOP: Final = 64 * 1024
+# uvloop hands on up to 250 KB at a time, whatever this is. With less, a body that waits for its
+# turn stops after the first of them: a third of the memory of 200 uploads that begin at once.
+_READ_BUFFER_UVLOOP: Final = 32 * 1024
+_UNREAD_SECONDS: Final = 600.0
+"""For which a client may take nothing of what is sent to it. A video player that pauses does so
+too, and asks for the rest with Range; as long as Immich's documentation sets in nginx."""
 _ABORT_SECONDS: Final = 0.5
 """How long requests that outlived the grace are waited for, before and after they are cancelled."""
 
@@ -162,6 +166,12 @@ async def _listen(
     read_buffer = _READ_BUFFER_UVLOOP if _event_loop_name() == "uvloop" else _READ_BUFFER_ASYNCIO
     manager = runner.server
     assert manager is not None  # noqa: S101 - it exists after setup()
+
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Inherited by every connection (Linux). The kernel counts, so it does not matter who
+        # writes: a transport, TLS, a tunnel, or a splice.
+        milliseconds = int(_UNREAD_SECONDS * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def connection() -> Connection:
         return Connection(manager, loop=loop, read_bufsize=read_buffer, metrics=metrics)

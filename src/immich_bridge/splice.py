@@ -95,13 +95,9 @@ async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> in
     try:
         await _hand_on_what_is_parsed(body, connection, source, writer)
         if body.remaining:
-            await _flush(writer, sink)
-            if body.content.exception() is not None:
-                await body.read()  # raises it: below, only what is still to come is noticed
             body.waits(False)  # to read what was parsed may have begun to count again
-            splicing = asyncio.create_task(_splice(source, sink, body, count))
-            # Where a body is said to have failed: its sender silent, this server stopping.
-            failing = asyncio.create_task(body.content.wait_eof())
+            splicing = asyncio.create_task(_flush_and_splice(source, writer, sink, body, count))
+            failing = asyncio.create_task(_failure(body.content))
             try:
                 await asyncio.wait({splicing, failing}, return_when=asyncio.FIRST_COMPLETED)
                 if not splicing.done():
@@ -127,7 +123,25 @@ async def _hand_on_what_is_parsed(
         # The parser lets the connection read again once its buffer is empty.
         if not source.is_closing():
             source.pause_reading()
-        await writer.write(piece)
+        # Not waiting until it is gone, during which nothing else would be noticed.
+        await writer.write(piece, drain=False)
+
+
+async def _failure(content: StreamReader) -> None:
+    """Return when a body is said to have failed: its sender silent, this server stopping."""
+    if content.exception() is None:
+        await content.wait_eof()
+
+
+async def _flush_and_splice(
+    source: asyncio.Transport,
+    writer: StreamWriter,
+    sink: asyncio.Transport,
+    body: Body,
+    moved: Callable[[int], None],
+) -> None:
+    await _flush(writer, sink)
+    await _splice(source, sink, body, moved)
 
 
 async def _flush(writer: StreamWriter, sink: asyncio.Transport) -> None:

@@ -19,6 +19,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 _SELF: Final = "urn:api-document"
 _IMMICH: Final = "immich_"
+_JSON: Final = frozenset({"application/json", "application/problem+json"})
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class ApiDocument:
         response = self._response(answer)
         if response is None:
             return [f"status {answer.status} is not in the document"]
+        if "x-without-body" in response and not answer.media_type:
+            response = self.resolved(response["x-without-body"])
         headers = response.get("headers", {})
         return [
             *self._header_problems(answer, headers),
@@ -154,7 +157,7 @@ class ApiDocument:
             return
         meaningful = {"Allow", "Retry-After", "X-Bridge-Error"}
         for name, _ in answer.headers:
-            ours = name in meaningful or name.startswith(("X-RateLimit-", "X-Immich-"))
+            ours = name in meaningful or name.startswith(("X-RateLimit-", "X-Immich-", "Upload-"))
             if ours and name not in listed:
                 yield f"{name} is not in the document"
 
@@ -168,7 +171,7 @@ class ApiDocument:
                 yield f"content type {answer.media_type!r} is not in the document"
             return
         schema = content[answer.media_type]["schema"]
-        if answer.media_type != "application/json":
+        if answer.media_type not in _JSON:
             return
         try:
             value = json.loads(answer.body)

@@ -68,7 +68,8 @@ class TestRoutes:
         described = set(document.operations())
         for path in {path for method, path in routes if method == "*"}:
             for method in METHODS:
-                status = (await fetch(bridge.address, method, path)).status
+                target = path.replace("{name}", "x")
+                status = (await fetch(bridge.address, method, target)).status
                 assert (status == 405) == ((method, path) not in described), (method, path)
 
     async def test_metrics_have_an_address_of_their_own(
@@ -97,11 +98,12 @@ class TestContents:
         for operation in _operations(document):
             for status, response in operation["responses"].items():
                 for code in _codes(document.resolved(response)):
+                    if (code, status) == ("checksum_mismatch", "460"):
+                        continue  # tus has a status of its own for a part
                     assert code == f"immich_{status}" or ERRORS[code] == int(status), status
                     checked.add(code)
         assert checked & ERRORS.keys() == ERRORS.keys() - NEVER_SENT - {
             "method_not_allowed",  # of methods that are not listed
-            "not_found",  # without Immich, where nothing is listed
         }
 
     def test_metadata_is_what_the_bridge_reads(self, document: ApiDocument) -> None:
@@ -116,6 +118,10 @@ class TestContents:
             "Content-Digest",
             "x-immich-checksum",
             "X-Request-Id",
+            "Upload-Draft-Interop-Version",
+            "Upload-Complete",
+            "Upload-Incomplete",
+            "Upload-Length",
         ]
         by_name = {parameter["name"]: parameter["schema"] for parameter in named}
         assert all(by_name[header] == by_name[query] for header, query in PARAMETERS.items())

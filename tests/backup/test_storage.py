@@ -492,7 +492,8 @@ class TestSweeping:
     ) -> None:
         source = Pieces(pattern(2_000_000))
         async with await storage.receive(source, LOGICAL_FOLDER) as pending:
-            assert list(storage.temporary_files()) == [pending.path]
+            assert [*pending.path.parent.iterdir()] == [pending.path]
+            assert storage.is_temporary(pending.path)
 
 
 TRACED = (

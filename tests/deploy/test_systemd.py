@@ -59,7 +59,7 @@ import ctypes, mmap, os, socket
 
 attempts = [
     lambda: os.chroot("/"),
-    lambda: os.nice(-1),
+    lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
     lambda: socket.socket(socket.AF_NETLINK),
 ]
 PR_GET_MDWE = 66
@@ -165,9 +165,10 @@ def system_calls() -> list[str]:
         inner = (expanded(sets[name]) for name in names if name.startswith("@"))
         return calls.union(*inner)
 
-    allowed, denied = values("SystemCallFilter")
+    allowed, denied, again = values("SystemCallFilter")
     assert denied.startswith("~")
     left = expanded([*allowed.split(), "@default"]) - expanded(denied[1:].split())
+    left |= expanded(again.split())
     assert "read" in left
     assert "socket" in left
     assert "chroot" not in left

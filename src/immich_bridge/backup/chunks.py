@@ -21,7 +21,7 @@ from typing import BinaryIO, Final
 from immich_bridge.backup.pending_file import PendingFile
 from immich_bridge.backup.storage import Storage
 from immich_bridge.backup.uploads import Destination, Uploads
-from immich_bridge.errors import PayloadTooLarge
+from immich_bridge.errors import BridgeError, PayloadTooLarge
 
 MAX_CHUNKS: Final = 10_000
 _ABANDONED_SECONDS: Final = 24 * 3600
@@ -93,7 +93,9 @@ class Chunks:
             )
             if size is not None and await self._uploads.is_recorded(chunks.destination):
                 return list(range(chunks.total)), size
-            there = await self._storage.disk.run(folder, lambda: _matching(folder, number, digest))
+            there = await self._storage.disk.run(
+                folder, lambda: self._matching(folder, number, digest)
+            )
             if number in there:
                 await self._storage.disk.run(folder, partial(os.utime, folder))  # a sign of life
             else:
@@ -116,16 +118,18 @@ class Chunks:
             await joined.fill(partial(_copy_in_order, there))
             written = await self._storage.disk.run(joined.path, lambda: _identity(joined.path))
             await self._uploads.complete(joined, chunks.destination, "chunk")
-        placed = await self._storage.disk.run(place, lambda: _identity(place))
-        # Another upload may have taken its place already; then there is nothing to note.
-        if written and placed and written["inode"] == placed["inode"]:
-            digests = {n: chunk.digest for n, chunk in there.items()}
-            note = json.dumps({"size": joined.size, "digests": digests, "file": placed})
-            pending = self._storage.pending(folder.parent)
-            async with pending:
-                await pending.fill(lambda file: file.write(note.encode()))
-                await pending.place(folder.with_suffix(_DONE))
-        await self._storage.disk.run(folder, partial(self._storage.disk.remove_folder, folder))
+        # The photo is stored for good: what fails now is in the log, no reason to say it is not.
+        with suppress(BridgeError):
+            placed = await self._storage.disk.run(place, lambda: _identity(place))
+            # Another upload may have taken its place already; then there is nothing to note.
+            if written and placed and written["inode"] == placed["inode"]:
+                digests = {n: chunk.digest for n, chunk in there.items()}
+                note = json.dumps({"size": joined.size, "digests": digests, "file": placed})
+                pending = self._storage.pending(folder.parent)
+                async with pending:
+                    await pending.fill(lambda file: file.write(note.encode()))
+                    await pending.place(folder.with_suffix(_DONE))
+            await self._storage.disk.run(folder, partial(self._storage.disk.remove_folder, folder))
         return joined.size
 
     async def sweep(self) -> int:
@@ -154,6 +158,20 @@ class Chunks:
         path.unlink()  # a new version of the photo begins
         return None
 
+    def _matching(self, folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
+        """The chunks that are there, by number; none if they are of another version of it."""
+        chunks = {}
+        # Every chunk looks at all that came before it: pathlib would take five times as long.
+        with suppress(FileNotFoundError), os.scandir(folder) as files:
+            for file in files:
+                name, _, written = file.name.partition("-")
+                if name.isdigit():
+                    chunks[int(name)] = _Chunk(Path(file.path), written, file.stat().st_size)
+        if number in chunks and chunks[number].digest != digest:
+            self._storage.disk.remove_folder(folder)
+            return {}
+        return chunks
+
     def _remove_if_old(self, path: Path) -> bool:
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
@@ -163,21 +181,6 @@ class Chunks:
                     path.unlink()
                 return True
         return False
-
-
-def _matching(folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
-    """The chunks that are there, by number; none, if they are of another version of the photo."""
-    chunks = {}
-    # Every chunk looks at all that came before it: pathlib would take five times as long.
-    with suppress(FileNotFoundError), os.scandir(folder) as files:
-        for file in files:
-            name, _, written = file.name.partition("-")
-            if name.isdigit():
-                chunks[int(name)] = _Chunk(Path(file.path), written, file.stat().st_size)
-    if number in chunks and chunks[number].digest != digest:
-        shutil.rmtree(folder)
-        return {}
-    return chunks
 
 
 def _identity(path: Path) -> dict[str, int] | None:

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import aiosqlite
 
+from immich_bridge.backup.disk import make_folders
 from immich_bridge.errors import InsufficientStorage, InternalError
 
 T = TypeVar("T")
@@ -209,7 +210,7 @@ async def _run(connection: aiosqlite.Connection, work: Work[T]) -> T:
 
 def _make_file(path: Path) -> None:
     """An empty file, for its owner alone: it holds password hashes. SQLite keeps the mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     # Not one that is there: to close it would drop the locks of this process on it, should
     # it have it open already (sqlite.org/howtocorrupt.html 2.2).
     if not path.exists():

@@ -21,6 +21,8 @@ T = TypeVar("T")
 _logger = logging.getLogger("immich_bridge.backup")
 
 _FOLDER_MODE: Final = 0o750
+_REMOVED: Final = ".removed"
+"""Ending of the name of a folder that is being removed."""
 _THREADS: Final = 32
 """Uploads that the disk works for at once; each waits in its thread for the disk to sync."""
 
@@ -69,9 +71,18 @@ class Disk:
         self._synced.add(folder)
 
     def remove_folder(self, folder: Path) -> None:
-        """Remove `folder` with all that is in it, as far as that is possible."""
-        shutil.rmtree(folder, ignore_errors=True)
-        self._synced.discard(folder)
+        """Remove `folder` with all that is in it, by its name at one stroke.
+
+        A crash leaves all of it by that name or nothing: who finds some of its files there
+        may take them for what they are not. Raises `OSError` when the name stays.
+        """
+        removed = folder.with_suffix(_REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)  # of a removal that did not come to its end
+        with suppress(FileNotFoundError):
+            folder.rename(removed)
+            self._synced.discard(folder)
+            sync_folder(folder.parent)
+            shutil.rmtree(removed, ignore_errors=True)
 
     def sync_folder(self, folder: Path) -> None:
         """Make the entries of `folder` survive a power cut; callers at the same time share it."""
@@ -139,6 +150,20 @@ def translated(what: object) -> Iterator[None]:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InsufficientStorage("the storage is full") from exc
         raise InternalError(f"the file cannot be stored: {exc.strerror}") from exc
+
+
+def make_folders(folder: Path) -> None:
+    """Make `folder` and those above it that are missing, so that they survive a power cut.
+
+    One that was there already may be of a process that was killed before its sync.
+    """
+    if not folder.is_dir():
+        make_folders(folder.parent)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=_FOLDER_MODE)
+    # What lies above may be closed to us, and is seldom ours to make.
+    with suppress(PermissionError):
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

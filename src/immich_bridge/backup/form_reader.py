@@ -4,10 +4,10 @@ aiohttp's own reader looks at each byte several times and hands it on in pieces 
 here the pieces of the body pass through as they are, cut only where a delimiter is.
 """
 
+import re
 from functools import lru_cache
 from typing import Final
 
-from aiohttp import content_disposition_filename, parse_content_disposition
 from aiohttp.helpers import parse_mimetype
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HeadersParser
@@ -22,6 +22,15 @@ _MAX_HEAD_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 64
 _MAX_PARTS: Final = 100
 _BOUNDARY_GOES_ON: Final = "a line begins with its boundary, and goes on"
+# RFC 7578 4.2, with the tokens and quoted strings of RFC 9110 5.6.
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER: Final = rf'[ \t]*;[ \t]*({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*")'
+_DISPOSITION: Final = re.compile(rf"form-data((?:{_PARAMETER})*)", re.IGNORECASE)
+_PARAMETERS: Final = re.compile(_PARAMETER)
+# RFC 8187 3.2.1, in the two charsets that everybody knows.
+_EXTENDED: Final = re.compile(
+    r"(?:utf-8|iso-8859-1)'[^']*'(?:[!#$&+.^_`|~0-9A-Za-z-]|%[0-9A-Fa-f]{2})+", re.IGNORECASE
+)
 
 
 class FormReader:
@@ -176,11 +185,33 @@ def _part_name(head: bytes) -> str:
         raise _malformed(exc.message.partition("\n")[0][:100]) from exc
     if headers.get("Content-Type", "").lower().startswith("multipart/"):
         raise _malformed("a part is a form of its own")
-    _, parameters = parse_content_disposition(headers.get("Content-Disposition"))
-    name = content_disposition_filename(parameters, "name")
+    dispositions = headers.getall("Content-Disposition", ())
+    if len(dispositions) > 1:
+        raise _malformed("a part has more than one Content-Disposition")
+    name = _disposition(dispositions[0]).get("name") if dispositions else None
     if not name:
         raise BadRequest("Invalid request format: a part of the form has no name")
     return name
+
+
+def _disposition(text: str) -> dict[str, str]:
+    """The parameters of a `Content-Disposition`.
+
+    Nothing in it is mended: each reader would do so in another way, and read another name.
+    """
+    match = _DISPOSITION.fullmatch(text)
+    if match is None:
+        raise _malformed("the Content-Disposition of a part is not one of a form")
+    parameters: dict[str, str] = {}
+    for name, value in _PARAMETERS.findall(match[1]):
+        name = name.lower()
+        if name in parameters or name.startswith("name*"):  # RFC 7578 4.2 has no name*
+            raise _malformed("a part has more than one name")
+        if name.endswith("*") and not _EXTENDED.fullmatch(value):
+            raise _malformed(f"a part has a {name[:20]} that cannot be read")
+        quoted = value.startswith('"')
+        parameters[name] = re.sub(r'\\(["\\])', r"\1", value[1:-1]) if quoted else value
+    return parameters
 
 
 def _malformed(reason: str) -> BadRequest:

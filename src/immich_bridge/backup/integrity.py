@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from immich_bridge.backup.catalog import Photo, photo_of, photos_table, record_file, set_uploaded
 from immich_bridge.backup.database import Database
+from immich_bridge.backup.held_file import expired_files, held_files
 from immich_bridge.backup.naming import normal_extension
+from immich_bridge.backup.placed_mark import PlacedMark
 from immich_bridge.backup.storage import Storage
 
 Progress = Callable[[str, int, int | None], None]
@@ -92,7 +95,31 @@ class Integrity:
             with suppress(FileNotFoundError):
                 if (finding := await self._check_file(path, photos, repair)) is not None:
                     findings.append(finding)
+        for path in expired_files(self._storage):
+            with suppress(FileNotFoundError):
+                findings.append(_check_temporary(path, repair))
         return findings
+
+    def unfinished(self) -> list[int]:
+        """How many bytes have come of each upload that may go on."""
+        return [file.size for file in held_files(self._storage)[0]]
+
+    async def settle(self, marks: Sequence[PlacedMark]) -> None:
+        """Have rows say what lies on disk, where an upload ended between file and row.
+
+        Each mark goes with what it stood for. Raises `BridgeError` when disk or database do
+        not take it.
+        """
+        photos = await self._database.read(_photos_by_stem) if marks else {}
+        for mark in marks:
+            stem, _, extension = self._storage.logical(mark.photo).rpartition(".")
+            if stem in photos:
+                user_id, photo = photos[stem]
+                await self._storage.sync_folder(mark.photo.parent)
+                await self._database.write(
+                    partial(_settle, user_id, photo.local_id, extension, mark.photo)
+                )
+            await self._storage.disk.run(mark.path, mark.remove)
 
     async def fix_times(
         self, user_id: int | None, *, dry_run: bool, progress: Progress
@@ -169,9 +196,10 @@ class Integrity:
 
     def _files(self) -> Iterator[Path]:
         for folder, folders, names in os.walk(self._storage.photos, onerror=_raise):
-            # Chunks of unfinished uploads lie in a hidden folder, and are no photos yet.
+            # What has come of unfinished uploads lies in hidden folders, and is no photo yet.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (Path(folder) / name for name in sorted(names))
+            paths = (Path(folder) / name for name in sorted(names))
+            yield from (path for path in paths if not self._storage.is_mark(path))
 
 
 def _raise(error: OSError) -> None:
@@ -205,6 +233,15 @@ def _tables(db: sqlite3.Connection) -> Sequence[int]:
     # Whatever else begins like that, such as somebody's copy, is not ours.
     ids = (row["name"].removeprefix("photos_user_") for row in names)
     return sorted(int(number) for number in ids if number.isdecimal())
+
+
+def _settle(
+    user_id: int, local_id: str, extension: str, path: Path, db: sqlite3.Connection
+) -> None:
+    there = path.is_file()
+    if there:
+        record_file(db, user_id, local_id, extension, _size(path))
+    set_uploaded(db, user_id, local_id, extension, uploaded=there)
 
 
 def _photos_by_stem(db: sqlite3.Connection) -> dict[str, tuple[int, Photo]]:

@@ -7,6 +7,7 @@ temporary file, which the next start sweeps away.
 """
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from typing import BinaryIO, Final, Protocol
 from aiofiles.threadpool import wrap
 
 from immich_bridge.backup.disk import Disk, to_its_end, translated
+from immich_bridge.backup.placed_mark import PlacedMark
 from immich_bridge.errors import PayloadTooLarge
 
 _FILE_MODE: Final = 0o640
+_NO_LINK: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _GATHER: Final = 1024 * 1024
 """Bytes that go to the disk's thread at once: a hop costs as much as writing 64 KiB."""
 
@@ -68,6 +71,25 @@ class PendingFile:
                 await self._write_behind()
                 waiting = 0
 
+    async def link(self, path: Path) -> None:
+        """Begin as a second name of the file at `path`, whose bytes are all synced.
+
+        Where the file system has no second names, it loses the one that it has.
+        """
+
+        def link() -> None:
+            self._disk.make_folder(self.path.parent)
+            try:
+                os.link(path, self.path)
+            except OSError as exc:
+                if exc.errno not in _NO_LINK:
+                    raise
+                path.replace(self.path)
+            self._file = self.path.open("ab")
+            self.size = self._file.tell()
+
+        await self._disk.run(self.path, link)
+
     async def fill(self, work: Callable[[BinaryIO], object]) -> None:
         """Write with `work`, in a thread."""
 
@@ -87,11 +109,13 @@ class PendingFile:
             sha256.update(piece)
         return sha256.hexdigest()
 
-    async def place(self, destination: Path, modified: float | None = None) -> None:
+    async def place(
+        self, destination: Path, modified: float | None = None, mark: PlacedMark | None = None
+    ) -> None:
         """Put the file at `destination` for good, in place of what is there.
 
-        `modified` (unix seconds) becomes its time. Returns when it would survive a power
-        cut; raises `InsufficientStorage` or `InternalError`.
+        `modified` (unix seconds) becomes its time; `mark` is made before. Returns when it
+        would survive a power cut; raises `InsufficientStorage` or `InternalError`.
         """
         await self._written()
 
@@ -106,8 +130,24 @@ class PendingFile:
                 _set_time(file.fileno(), modified)
                 os.fsync(file.fileno())
             self._disk.make_folder(destination.parent)
-            self.path.replace(destination)
-            self._disk.sync_folder(destination.parent)
+            if mark is not None:
+                mark.make()
+            try:
+                self.path.replace(destination)
+            except OSError:
+                if mark is not None:
+                    mark.remove()
+                raise
+            try:
+                self._disk.sync_folder(destination.parent)
+            except OSError:
+                # What may not last is not to be seen either.
+                if mark is not None:
+                    mark.undo(keep=False)
+                else:
+                    with suppress(OSError):
+                        destination.unlink()
+                raise
 
         await self._disk.run(destination, settle)
         self._placed = True

@@ -1,16 +1,19 @@
 """`/photos/*`: index a day's photos, and take their files in three ways."""
 
+import asyncio
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
-from immich_bridge.backup.catalog import Catalog, NewPhoto
+from immich_bridge.backup.catalog import Catalog, NewPhoto, Photo
 from immich_bridge.backup.chunks import MAX_CHUNKS, Chunks, ChunkSet
 from immich_bridge.backup.form_reader import FormPart, FormReader
+from immich_bridge.backup.held_upload import HeldUploads
 from immich_bridge.backup.naming import normal_extension, parse_date
 from immich_bridge.backup.pending_file import PendingFile
 from immich_bridge.backup.sessions import require_session
@@ -19,9 +22,11 @@ from immich_bridge.backup.uploads import Destination, Uploads
 from immich_bridge.body import IncomingBody
 from immich_bridge.config import Config
 from immich_bridge.digests import parse_digest_fields
-from immich_bridge.errors import BadRequest, UnsupportedMediaType
+from immich_bridge.errors import BadRequest, NotImplementedHere, UnsupportedMediaType
 from immich_bridge.http.json_body import INVALID_FORMAT, read_json_object
+from immich_bridge.http.query import query_parameters
 from immich_bridge.http.rate_limit import RateLimit
+from immich_bridge.resumable.protocol import is_partial
 
 MAX_PHOTOS: Final = 20_000
 MAX_LOCAL_ID: Final = 512
@@ -50,6 +55,7 @@ class Photos:
         uploads: Uploads,
         chunks: Chunks,
         upload_limit: RateLimit,
+        held: HeldUploads | None,
     ) -> None:
         self._config = config
         self._tokens = tokens
@@ -57,6 +63,7 @@ class Photos:
         self._uploads = uploads
         self._chunks = chunks
         self._upload_limit = upload_limit
+        self._held = held
 
     async def index(self, request: web.Request) -> web.Response:
         """`POST /photos/index`."""
@@ -71,42 +78,34 @@ class Photos:
             raise BadRequest("Invalid date format, expected YYYY-MM-DD")
         if len(photos) > MAX_PHOTOS:
             raise BadRequest(f"too many photos: {len(photos)}, at most {MAX_PHOTOS} at once")
-        new = [_new_photo(number, photo) for number, photo in enumerate(photos)]
+        # In a thread: of twenty thousand photos it would keep all others waiting.
+        new = await asyncio.to_thread(_new_photos, photos)
         # A database that is new, or older than the photos on disk, does not know all of them.
         above = await self._uploads.highest_number(session.user_id, day)
         assigned = await self._catalog.index(session.user_id, day, new, above=above)
-        return web.json_response(
-            {
-                "status": "success",
-                "date": text,
-                "assigned_files": [
-                    {
-                        "local_id": photo.local_id,
-                        "filename": photo.filename,
-                        "uploaded_extensions": list(photo.uploaded_extensions),
-                    }
-                    for photo in assigned
-                ],
-            }
-        )
+        return web.json_response(text=await asyncio.to_thread(_index_answer, text, assigned))
 
     async def upload_form(self, request: web.Request) -> web.Response:
         """`POST /photos/upload`: a form with `local_id`, `file_type` and `file`."""
         session = await self._begin_upload(request)
         form = await self._read_form(request, session, "file")
         await self._uploads.complete(form.file, form.destination, "form")
-        return web.json_response(_stored(form.destination, form.file.size))
+        return web.json_response(form.destination.stored(form.file.size))
 
-    async def upload_stream(self, request: web.Request) -> web.Response:
+    async def upload_stream(self, request: web.Request) -> web.StreamResponse:
         """`POST /photos/upload/stream?local_id=&file_type=`: the body is the file."""
         session = await self._begin_upload(request)
-        destination = await self._uploads.destination(
-            session.user_id, request.query.get("local_id", ""), request.query.get("file_type", "")
-        )
+        fields = query_parameters(request)
+        destination = await self._destination(session, fields)
+        if self._held is not None:
+            if (answer := await self._held.begin(request, session, fields)) is not None:
+                return answer
+        elif is_partial(request.raw_headers):
+            raise NotImplementedHere("this upload would be a part, and can't be resumed here")
         with self._body(request, limit=self._config.max_stream_size) as body:
             pending = await self._uploads.receive(body, destination, limit=0)
         await self._uploads.complete(pending, destination, "raw")
-        return web.json_response(_stored(destination, pending.size))
+        return web.json_response(destination.stored(pending.size))
 
     async def upload_chunk(self, request: web.Request) -> web.Response:
         """`POST /photos/upload/chunk`: a form with one chunk of a file."""
@@ -124,7 +123,7 @@ class Photos:
             answer = {"status": "success", "message": "Chunk uploaded"}
             answer |= {"local_id": form.destination.photo.local_id}
         else:
-            answer = _stored(form.destination, size)
+            answer = form.destination.stored(size)
         return web.json_response({**answer, "complete": size is not None, "received": received})
 
     async def _begin_upload(self, request: web.Request) -> Session:
@@ -208,15 +207,22 @@ def _whole_number(fields: Mapping[str, str], name: str, low: int, high: int) -> 
     return int(text)
 
 
-def _stored(destination: Destination, size: int) -> dict[str, Any]:
-    return {
-        "status": "success",
-        "message": "File uploaded",
-        "local_id": destination.photo.local_id,
-        "filename": destination.filename,
-        "file_path": destination.path,
-        "size": size,
-    }
+def _new_photos(photos: Sequence[object]) -> list[NewPhoto]:
+    """The entries of an index call, checked; raises `BadRequest`."""
+    return [_new_photo(number, photo) for number, photo in enumerate(photos)]
+
+
+def _index_answer(day: str, assigned: Sequence[Photo]) -> str:
+    """The answer to an index call, as JSON."""
+    files = [
+        {
+            "local_id": photo.local_id,
+            "filename": photo.filename,
+            "uploaded_extensions": list(photo.uploaded_extensions),
+        }
+        for photo in assigned
+    ]
+    return json.dumps({"status": "success", "date": day, "assigned_files": files})
 
 
 def _new_photo(number: int, photo: object) -> NewPhoto:

@@ -74,9 +74,10 @@ def bearer_token(request: web.Request) -> str:
     if not values:
         raise Unauthorized("Authorization header is required")
     scheme, _, token = values[0].partition(" ")
-    if scheme.lower() != "bearer" or not token.strip() or " " in token.strip():
+    token = token.strip(" ")  # and not of what else Python takes for a space: it is no part of HTTP
+    if scheme.lower() != "bearer" or not token or " " in token:
         raise Unauthorized("Invalid authorization header format")
-    return token.strip()
+    return token
 
 
 def _token_answer(token: Token) -> web.Response:

@@ -1,24 +1,26 @@
 """Where photos lie: the folder `STORAGE_DIR`, and what its files are called outside.
 
-Nothing but this module and `chunks.py` knows a path.
+Nothing but this module, `chunks.py` and `held_file.py` knows a path.
 """
 
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from immich_bridge.backup.disk import Disk
 from immich_bridge.backup.naming import file_number
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
+from immich_bridge.backup.placed_mark import NAME, PlacedMark
 from immich_bridge.errors import BadRequest
 
 _LOGICAL_ROOT: Final = "storage/"
 """What paths begin with in the API and the database, wherever the folder really lies."""
 
 _TEMPORARY: Final = ".upload-{}.part"
+_BEGUN: Final = ".upload-*"
+"""Temporary files, and the marks of photos without a row yet."""
 _PROBE_BYTES: Final = 4096
 
 
@@ -29,6 +31,10 @@ class Storage:
         self.root = root
         self.photos = root / "photo"
         self.disk = Disk(root)
+        self.marks: list[PlacedMark] = []
+        """What `prepare` found of a former life: photos that may not be as their rows say."""
+        self.alone = False
+        """Whether `prepare` found no other process at work here."""
         self._lock: int | None = None
 
     def prepare(self) -> int:
@@ -45,9 +51,13 @@ class Storage:
         except BlockingIOError:
             pass
         else:
-            for path in self.temporary_files():
-                path.unlink(missing_ok=True)
-                swept += 1
+            self.alone = True
+            for path in self.root.rglob(_BEGUN):
+                if self.is_mark(path):
+                    self.marks.append(PlacedMark.at(path))
+                elif self.is_temporary(path):
+                    path.unlink(missing_ok=True)
+                    swept += 1
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         return swept
 
@@ -57,10 +67,6 @@ class Storage:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def temporary_files(self) -> Iterator[Path]:
-        """What interrupted uploads have left, or running ones use."""
-        return self.root.rglob(_TEMPORARY.format("*"))
 
     def path(self, logical: str) -> Path:
         """Where a path of the API and the database really lies."""
@@ -73,6 +79,14 @@ class Storage:
     def is_temporary(self, path: Path) -> bool:
         """Whether a file is one that is written before it has its place."""
         return path.match(_TEMPORARY.format("*"))
+
+    def is_mark(self, path: Path) -> bool:
+        """Whether a file is no photo but the mark of one."""
+        return path.match(NAME.format("*"))
+
+    async def sync_folder(self, folder: Path) -> None:
+        """Make the entries of `folder` survive a power cut; raises `InternalError` if it fails."""
+        await self.disk.run(folder, lambda: self.disk.sync_folder(folder))
 
     async def check(self) -> None:
         """Return if a file can be written; raise if not."""

@@ -16,7 +16,7 @@ import jwt
 
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.database import Database, utc_now
-from immich_bridge.backup.disk import sync_folder
+from immich_bridge.backup.disk import make_folders, sync_folder
 
 _ALGORITHM: Final = "HS256"
 _CLAIMS: Final = ("user_id", "username", "exp", "iat", "jti")
@@ -155,9 +155,12 @@ def load_key(secret: str | None, path: Path) -> bytes:
     if secret is not None:
         return secret.encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         with suppress(FileExistsError):
             _write_new_key(path)
+        # Also for a key that was there: whoever made it may have been killed before this.
+        with suppress(PermissionError):
+            sync_folder(path.parent)
         key = path.read_bytes()
     except OSError as exc:
         raise KeyFileError(f"JWT_SECRET_PATH: {path} cannot be used: {exc}") from exc
@@ -182,7 +185,6 @@ def _write_new_key(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, path)  # unlike a rename it never replaces another's key
-        sync_folder(path.parent)
     finally:
         temporary.unlink()
 

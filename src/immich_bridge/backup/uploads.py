@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from immich_bridge.backup.catalog import Catalog, Photo
 from immich_bridge.backup.naming import day_folder, uploaded_extension
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
+from immich_bridge.backup.placed_mark import PlacedMark
 from immich_bridge.backup.storage import Storage
 from immich_bridge.backup.stored import Stored, Way
 from immich_bridge.errors import BadRequest, InternalError
@@ -39,6 +41,17 @@ class Destination:
     def modified(self) -> float:
         """The time of the file, unix seconds: that of the photo's creation."""
         return datetime.fromisoformat(self.photo.creation_time).timestamp()
+
+    def stored(self, size: int) -> dict[str, Any]:
+        """What a client is told once `size` bytes lie there for good."""
+        return {
+            "status": "success",
+            "message": "File uploaded",
+            "local_id": self.photo.local_id,
+            "filename": self.filename,
+            "file_path": self.path,
+            "size": size,
+        }
 
 
 class Uploads:
@@ -124,11 +137,18 @@ class Uploads:
     async def _complete(self, pending: PendingFile, destination: Destination, way: Way) -> None:
         async with pending, self.lock(destination.path):
             # The lock keeps file and row together when two clients send the same photo.
-            await pending.place(self._storage.path(destination.path), destination.modified)
-            await self._catalog.record_upload(
-                destination.user_id,
-                destination.photo.local_id,
-                destination.extension,
-                pending.size,
-            )
+            place = self._storage.path(destination.path)
+            mark = PlacedMark(place)
+            await pending.place(place, destination.modified, mark)
+            try:
+                await self._catalog.record_upload(
+                    destination.user_id,
+                    destination.photo.local_id,
+                    destination.extension,
+                    pending.size,
+                )
+            except Exception:
+                await self._storage.disk.run(place, partial(mark.undo, keep=True))
+                raise
+            await self._storage.disk.run(place, mark.remove)
             self._stored.add(way, pending.size)

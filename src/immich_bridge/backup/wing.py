@@ -12,6 +12,8 @@ from immich_bridge.backup.catalog import Catalog
 from immich_bridge.backup.chunks import Chunks
 from immich_bridge.backup.database import Database, DatabaseError
 from immich_bridge.backup.disk_space import DiskSpace
+from immich_bridge.backup.held_upload import HeldUploads
+from immich_bridge.backup.integrity import Integrity
 from immich_bridge.backup.photos import Photos
 from immich_bridge.backup.sessions import Sessions
 from immich_bridge.backup.storage import Storage
@@ -19,11 +21,12 @@ from immich_bridge.backup.stored import Stored
 from immich_bridge.backup.tokens import KeyFileError, Tokens, load_key
 from immich_bridge.backup.uploads import Uploads
 from immich_bridge.config import Config
-from immich_bridge.errors import StartError
+from immich_bridge.errors import BridgeError, StartError
 from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.rate_limit import RateLimit, RateLimitStorageError, rate_limit_storage
 from immich_bridge.http.routing import add_route
 from immich_bridge.logs import log_event
+from immich_bridge.resumable.resource import Resumable
 
 _logger = logging.getLogger("immich_bridge.backup")
 
@@ -33,8 +36,10 @@ _SWEEP_SECONDS: Final = 3600.0
 class BackupWing:
     """The photo backup server. `lifetime` opens and closes what it holds."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resumable: Resumable | None = None) -> None:
         self._config = config
+        self._resumable = resumable
+        self._held: HeldUploads | None = None
         self._storage = Storage(config.storage_dir)
         self._database = Database(config.db_path)
         self._stored = Stored()
@@ -51,11 +56,20 @@ class BackupWing:
         catalog = Catalog(self._database)
         self._uploads = Uploads(catalog, self._storage, self._stored)
         self._chunks = Chunks(self._storage, self._uploads, max_total=self._config.max_stream_size)
+        if self._resumable is not None:
+            self._held = HeldUploads(self._storage, self._uploads, self._tokens, self._resumable)
+            add_route(app, "OPTIONS", "/photos/upload/stream", self._held.options)
         login_limit = RateLimit(counts, self._config.rate_limit_login, "login")
         upload_limit = RateLimit(counts, self._config.rate_limit_upload, "upload")
         sessions = Sessions(self._config, self._accounts, self._tokens, login_limit)
         photos = Photos(
-            self._config, self._tokens, catalog, self._uploads, self._chunks, upload_limit
+            self._config,
+            self._tokens,
+            catalog,
+            self._uploads,
+            self._chunks,
+            upload_limit,
+            self._held,
         )
         add_route(app, "POST", "/login", sessions.login)
         add_route(app, "POST", "/refresh", sessions.refresh)
@@ -97,6 +111,9 @@ class BackupWing:
         except DatabaseError as exc:
             self._storage.close()
             raise StartError(f"DB_PATH: {exc}") from exc
+        await self._settle()
+        if self._held is not None:
+            await self._held.restore()
         sweeping = asyncio.create_task(self._sweep_for_ever())
         try:
             yield
@@ -107,6 +124,18 @@ class BackupWing:
             self._accounts.close()
             await self._database.close()
             self._storage.close()
+
+    async def _settle(self) -> None:
+        """Bring rows in line with photos whose upload ended between the two."""
+        marks = self._storage.marks
+        try:
+            await Integrity(self._database, self._storage).settle(marks)
+        except BridgeError as exc:
+            # No reason not to start, as a full disk is none: the marks are there the next time.
+            log_event(_logger, logging.ERROR, "settling uploads failed", reason=exc.message)
+        else:
+            if marks:
+                log_event(_logger, logging.INFO, "settled interrupted uploads", files=len(marks))
 
     async def _sweep_for_ever(self) -> None:
         """Forget expired tokens and abandoned chunks, now and every hour."""

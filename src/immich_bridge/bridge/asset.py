@@ -8,7 +8,7 @@ the first byte goes on, and written in the form that Immich v2 and v3 both take.
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -44,6 +44,11 @@ PARAMETERS: Final = {
     "X-Duration": "duration",
 }
 """Header -> query parameter that says the same."""
+_METADATA_NAMES: Final = {
+    "X-Filename": ("filename", "name"),
+    "X-Content-Type": ("contentType", "filetype", "type"),
+}
+"""Header -> what clients of tus call it, where they have names of their own."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
@@ -178,6 +183,12 @@ class Asset:
         }
         known = {name: text for name, text in value.items() if text is not None}
         return json.dumps([{"key": "mobile-app", "value": known}], ensure_ascii=False)
+
+
+def metadata_value(metadata: Mapping[str, str], header: str) -> str | None:
+    """What tus metadata says of `header`: under its parameter's name, or a usual one of tus."""
+    names = _METADATA_NAMES.get(header, (PARAMETERS[header],))
+    return next((metadata[name] for name in names if metadata.get(name)), None)
 
 
 def _date(header: str, text: str | None) -> str | None:

@@ -2,15 +2,14 @@
 
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from immich_bridge.body import IncomingBody
-from immich_bridge.bridge.asset import PARAMETERS, Asset
+from immich_bridge.bridge.asset import PARAMETERS, Asset, metadata_value
 from immich_bridge.bridge.credentials import (
     credential_query,
     credentials_digest,
@@ -36,10 +35,11 @@ from immich_bridge.errors import (
 from immich_bridge.http.error_answer import BRIDGE_ERROR_HEADER
 from immich_bridge.http.metrics import CREATED, DUPLICATE, REFUSED
 from immich_bridge.http.middleware import REQUEST_ID_HEADER
+from immich_bridge.http.query import query_parameters
 from immich_bridge.http.record import RECORD
 from immich_bridge.media_types import SNIFF_BYTES
 from immich_bridge.resumable.joined_body import JoinedBody
-from immich_bridge.resumable.protocol import Creation, is_partial
+from immich_bridge.resumable.protocol import is_partial
 from immich_bridge.resumable.resource import Resumable
 from immich_bridge.resumable.upload import Finished, Upload
 
@@ -70,10 +70,13 @@ _NOT_FOR_THE_FORM: Final = frozenset(
         b"if-unmodified-since",
         b"range",
         b"repr-digest",
+        b"tus-resumable",
+        b"upload-checksum",
         b"upload-complete",
         b"upload-draft-interop-version",
         b"upload-incomplete",
         b"upload-length",
+        b"upload-metadata",
         b"upload-offset",
     }
 )
@@ -109,7 +112,7 @@ class BackgroundUpload:
         if request.method != "POST":
             raise MethodNotAllowed(request.method, "POST")
         request[RECORD].upload = ""  # there is one now, and something will become of it
-        parameters = _parameters(request)
+        parameters = query_parameters(request)
         require_credentials(request, parameters)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("the body must be the file itself, without Content-Encoding")
@@ -117,7 +120,9 @@ class BackgroundUpload:
         if self._resumable is not None:
             owner = credentials_digest(request)
             if (creation := self._resumable.wanted(request, owner)) is not None:
-                upload = self._resumable_upload(request, asset, creation, owner)
+                upload = self._resumable_upload(
+                    request, asset, creation.length, owner, whole=creation.complete
+                )
                 query = credential_query(request)
                 return await self._resumable.begin(request, creation, upload, owner, query)
         elif is_partial(request.raw_headers):
@@ -132,6 +137,16 @@ class BackgroundUpload:
         with body:
             async with self._sent(request, asset, body, body.length) as answer:
                 return await _answer(request, answer)
+
+    def begin(
+        self, request: web.Request, metadata: Mapping[str, str], length: int
+    ) -> tuple[Upload, str, str]:
+        """An upload whose photo `metadata` describes: `resumable.tus_resource.Begin`."""
+        require_credentials(request, query_parameters(request))
+        asset = Asset.parse(lambda header: metadata_value(metadata, header))
+        owner = credentials_digest(request)
+        upload = self._resumable_upload(request, asset, length, owner, whole=False)
+        return upload, owner, credential_query(request)
 
     @asynccontextmanager
     async def _sent(
@@ -149,6 +164,7 @@ class BackgroundUpload:
         if not first:
             raise BadRequest("the body is empty")
         filename, content_type = asset.file(first)
+        del first  # up to some hundred kilobytes, and the upload may take hours
         form = AssetForm(
             asset.form_fields(filename),
             filename=filename,
@@ -163,24 +179,30 @@ class BackgroundUpload:
             yield answer
 
     def _resumable_upload(
-        self, request: web.Request, asset: Asset, creation: Creation, owner: str
+        self,
+        request: web.Request,
+        asset: Asset,
+        length: int | None,
+        owner: str,
+        *,
+        whole: bool,
     ) -> Upload:
-        # What a digest of content covers is this request; all of the file, if it is all of it.
+        """`whole`: the request brings all of the file, so that a digest of its content counts."""
         digests = parse_digest_fields(
             (name, value)
             for name, value in request.headers.items()
-            if creation.complete or name.lower() != "content-digest"
+            if whole or name.lower() != "content-digest"
         )
 
         async def send(body: JoinedBody) -> Finished:
-            async with self._sent(request, asset, body, creation.length) as answer:
+            async with self._sent(request, asset, body, length) as answer:
                 return await _finished(answer)
 
         async def authorize(other: web.Request) -> None:
             if not hmac.compare_digest(credentials_digest(other), owner):
                 raise NotFound("there is no such upload, or no longer")
 
-        return Upload(ImmichUpload(send, digests), creation.length, authorize)
+        return Upload(ImmichUpload(send, digests), length, authorize)
 
 
 async def _answer(request: web.Request, answer: Answer) -> web.StreamResponse:
@@ -271,16 +293,6 @@ def _is_id(value: object) -> bool:
     return (
         isinstance(value, str) and value.isascii() and value.isprintable() and 0 < len(value) < 100
     )
-
-
-def _parameters(request: web.Request) -> dict[str, str]:
-    """The query parameters; the first of a name counts."""
-    query = request.raw_path.partition("?")[2].partition("#")[0]
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
-    except ValueError:
-        raise BadRequest("the query string is not percent-encoded UTF-8") from None
-    return dict(reversed(pairs))
 
 
 def _value_reader(request: web.Request, parameters: dict[str, str]) -> Callable[[str], str | None]:

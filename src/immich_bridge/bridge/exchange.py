@@ -179,30 +179,36 @@ class UpstreamProtocol(ResponseHandler):
     aiohttp has the reader of a body wait for ever once its chunks are garbage, and takes a
     reset for the proper end of a body that ends with the connection.
 
-    `count` is told 1 when the connection is made, and -1 when it is lost.
+    `made` is called when the connection is made.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, made: Callable[["UpstreamProtocol"], None]
+    ) -> None:
         super().__init__(loop)
-        self._count = count
+        self._made = made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._count(1)
+        self._made(self)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
         self._break_body_off(exc)
         super().set_exception(exc, exc_cause)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._count(-1)
         if exc is not None:
             self._break_body_off(exc)
         super().connection_lost(exc)
 
     def _break_body_off(self, exc: BaseException) -> None:
-        if self._payload is not None and not self._payload.is_eof():
-            self._payload.set_exception(ClientPayloadError("the answer was broken off"), exc)
+        payload = self._payload
+        if payload is not None and not payload.is_eof():
+            error = ClientPayloadError("the answer was broken off")
+            payload.set_exception(error, exc)
+            # And later: a reader that was just woken by the end of a chunk goes to sleep once
+            # more, whatever has happened to the body meanwhile.
+            self._loop.call_soon(payload.set_exception, error, exc)
 
 
 class _HeadWriter(StreamWriter):

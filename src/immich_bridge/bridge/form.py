@@ -40,11 +40,16 @@ class StreamedBody(Payload):
 
     async def write_behind(self, prefix: bytes, writer: AbstractStreamWriter) -> None:
         """Write `prefix` together with the first piece, then the others."""
-        piece = prefix + await self.source.read()
-        while piece:
-            await writer.write(piece)
+        while await self._write_piece(writer, prefix):
             await self.source.move_to(writer)
-            piece = await self.source.read()
+            prefix = b""
+
+    async def _write_piece(self, writer: AbstractStreamWriter, prefix: bytes) -> bool:
+        """Write the next piece, which nothing holds while the one behind it is waited for."""
+        piece = prefix + await self.source.read()
+        if piece:
+            await writer.write(piece)
+        return bool(piece)
 
 
 class AssetForm(MultipartWriter):

@@ -23,6 +23,8 @@ class ImmichUpload:
 
     def __init__(self, send: Send, digests: Sequence[ExpectedDigest]) -> None:
         self._body = JoinedBody(digests)
+        self._whole = False
+        """Whether nothing more will come."""
         self._sending = asyncio.create_task(send(self._body))
         self._sending.add_done_callback(self._sent)
 
@@ -33,8 +35,14 @@ class ImmichUpload:
 
     @property
     def lost(self) -> bool:
-        """Whether there is no request to Immich any more."""
-        return self._sending.done()
+        """Whether there is no request to Immich any more, nor an answer to all of it."""
+        sending = self._sending
+        if not sending.done():
+            return False
+        return not self._whole or sending.cancelled() or sending.exception() is not None
+
+    async def begin(self, name: str) -> None:
+        """The request to Immich waits for its first byte already."""
 
     async def take(self, body: IncomingBody) -> bool:
         """Pass a body on; False when Immich has answered before its end."""
@@ -46,6 +54,7 @@ class ImmichUpload:
 
     async def finish(self) -> Finished:
         """Send the end, and return Immich's answer; raises what sending raises."""
+        self._whole = True
         self._body.end()
         return await asyncio.shield(self._sending)
 

@@ -60,7 +60,9 @@ class RelayedResponse(web.StreamResponse):
                 framing.append((b"Transfer-Encoding", b"chunked"))
             else:
                 keep_alive = False  # the end of the connection is the end of the body
-        if not keep_alive:
+        if self.status == 101:
+            pass  # the connection is a tunnel from here on
+        elif not keep_alive:
             framing.append((b"Connection", b"close"))
         elif request.version == HttpVersion10:
             framing.append((b"Connection", b"keep-alive"))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectorError,
@@ -56,7 +57,8 @@ class Upstream:
         """What stands before every path at this Immich; mostly nothing."""
         self.host = url.host_port_subcomponent.encode() if url.host_port_subcomponent else b""
         """The value of `Host` for requests to Immich."""
-        self._open_connections = 0
+        # Not counted down when one is lost: uvloop does not tell of all.
+        self._connections: WeakSet[UpstreamProtocol] = WeakSet()
         self._made_connections = 0
         self._config = config
         self._timeout = ClientTimeout(connect=config.upstream_connect_timeout)
@@ -84,7 +86,7 @@ class Upstream:
         metrics.gauge(
             "immich_bridge_upstream_connections_open",
             "Connections to Immich, in use or kept for the next request.",
-            lambda: [((), self._open_connections)],
+            lambda: [((), sum(each.is_connected() for each in self._connections))],
         )
         metrics.counter(
             "immich_bridge_upstream_connections",
@@ -167,13 +169,13 @@ class Upstream:
         tls = _tls_context(self._config.immich_ca_file)
         connector = UpstreamConnector(limit=0, limit_per_host=0, ssl=tls, **pooling)
         loop = asyncio.get_running_loop()
-        protocol = functools.partial(UpstreamProtocol, loop=loop, count=self._count_connection)
+        protocol = functools.partial(UpstreamProtocol, loop=loop, made=self._count_connection)
         connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
         return connector
 
-    def _count_connection(self, change: int) -> None:
-        self._open_connections += change
-        self._made_connections += change > 0
+    def _count_connection(self, connection: UpstreamProtocol) -> None:
+        self._connections.add(connection)
+        self._made_connections += 1
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:

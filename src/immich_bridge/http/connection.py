@@ -4,12 +4,15 @@ import asyncio
 import logging
 import re
 from contextlib import suppress
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 from uuid import uuid4
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
 from aiohttp.http import HttpRequestParser
-from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, InvalidURLError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from immich_bridge.body import BodySkipper
 from immich_bridge.errors import BadRequest, BridgeError, NotImplementedHere
@@ -28,9 +31,11 @@ LINGER_BYTES: Final = 256 * 1024
 
 # Heads of 32 KiB pass: web clients of Immich carry long cookies and queries.
 _MAX_HEAD: Final = 32 * 1024
+_MAX_HEAD_IN_ALL: Final = 64 * 1024
 _MAX_HEADERS: Final = 1024
 # Also bounds how long a half-sent head may take.
 _KEEPALIVE_SECONDS: Final = 75.0
+_BLANK_LINE: Final = b"\r\n\r\n"
 
 
 class Connection(web.RequestHandler, BodySkipper):
@@ -63,16 +68,93 @@ class Connection(web.RequestHandler, BodySkipper):
         )
         self._metrics = metrics
         self._bufsize = read_bufsize  # aiohttp keeps it too, but not in every release
+        self._chunks: StreamReader | None = None  # the last body, while it comes in chunks
+        self._last_bytes = b""
+        self._body: StreamReader = EMPTY_PAYLOAD  # the last one
+        self._parsed = (0, 0)  # heads, and bytes of the last body
+        self._unparsed = 0  # bytes that came since then
+        self._refused = False  # for a head that does not end; megabytes of it may be on the way
+        self.misread = False
+        """Whether the parser may take what comes next for something else than it is."""
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        known = len(self._messages)
         super().data_received(data)
+        self._bound_head(len(data))
+        end, self._last_bytes = self._last_bytes, (self._last_bytes + data[-4:])[-4:]
+        messages = [*islice(self._messages, known, None)]
+        if messages or self._chunks is not None:
+            self._mistrust(messages, end[-3:], data)
         # Broken framing in mid-body: aiohttp queues the error behind the request under way,
-        # which would go on to wait for a body that can no longer come.
-        request = self._current_request
-        if self._messages and request is not None and not request.content.is_eof():
-            error = getattr(self._messages[-1][0], "exc", None)
-            if error is not None:
-                request.content.set_exception(BadRequest(_reason(error)))
+        # or about to be, which would go on to wait for a body that can no longer come.
+        error = getattr(self._messages[-1][0], "exc", None) if self._messages else None
+        if error is not None:
+            bodies = [body for _, body in self._messages]
+            if self._current_request is not None:
+                bodies.append(self._current_request.content)
+            for body in bodies:
+                if not body.is_eof():
+                    # Later: who was just woken by the end of a chunk goes to sleep once more,
+                    # whatever has happened to the body meanwhile.
+                    self._loop.call_soon(body.set_exception, BadRequest(_reason(error)))
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the end of an answer; and look at what was kept behind a refused upgrade."""
+        kept = self._upgraded
+        finished = await super().finish_response(request, resp, start_time)
+        if kept:
+            self._mistrust([*self._messages])
+        return finished
+
+    def _bound_head(self, size: int) -> None:
+        """Refuse a head that does not end, and trailers: the parser keeps them until they do.
+
+        It bounds each field and their number, which is 32 MiB for a head in all.
+        """
+        if self._payload_parser is not None or self._upgraded:
+            return  # a tunnel
+        if self._messages:
+            # Kept, since aiohttp knows of no request for a moment once it has taken it from here.
+            self._body = self._messages[-1][1]
+        parsed = (self._request_count, self._body.total_bytes)
+        if parsed != self._parsed:
+            self._parsed, self._unparsed = parsed, 0
+            return
+        self._unparsed += size
+        if self._unparsed > _MAX_HEAD_IN_ALL:
+            self._refused = True
+            error = BadHttpMessage("Request head is too large")
+            self._messages.append((_ErrInfo(error.code, error, error.message), EMPTY_PAYLOAD))
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def _mistrust(self, messages: list[tuple[Any, StreamReader]], *received: bytes) -> None:
+        """See to it that nothing is served that aiohttp's parser, in C, has read wrong.
+
+        It makes the last trailer field of a chunked body a field of the next request. So that
+        one gets a parser of its own; unless it came together with the trailers, where only
+        the end of the connection helps. So it does where bytes came behind an upgrade to
+        what is no WebSocket, for these are lost. `messages` were made of `received`.
+        """
+        for message, body in messages:
+            if self._chunks is not None:
+                self.misread = True
+            self._chunks = body if getattr(message, "chunked", False) else None
+            if getattr(message, "upgrade", False):
+                # Only if the first blank line of all is the end of it, nothing came behind.
+                is_all = b"".join(received).find(_BLANK_LINE) == sum(map(len, received)) - 4
+                is_websocket = message.headers.get("Upgrade", "").lower() == "websocket"
+                self.misread |= not is_all and not is_websocket
+        if self._chunks is not None and self._chunks.is_eof():
+            if self._last_bytes == _BLANK_LINE:
+                self.skip_body()
+            else:
+                self.misread = True  # there is more behind it
+            self._chunks = None
 
     def handle_error(
         self,
@@ -140,12 +222,17 @@ def check_framing(request: web.BaseRequest) -> None:
     """Raise unless the length of the body means the same to us and to whoever comes next.
 
     The parser takes any list of transfer codings that ends in `chunked`, and undoes that
-    one alone: the rest would be passed on as if it were the content (RFC 9112 6.1).
+    one alone: the rest would be passed on as if it were the content (RFC 9112 6.1). It takes
+    HTTP/0.9 and HTTP/2.0 too, in whose messages it reads what HTTP/1.1 would mean.
     """
+    if request._version not in (HttpVersion10, HttpVersion11):
+        request._version = HttpVersion11  # aiohttp would answer in the version of the request
+        raise BadRequest("The version may only be HTTP/1.0 or HTTP/1.1")
     if request.method == "CONNECT":
         raise NotImplementedHere("CONNECT asks for a tunnel, and none is offered here")
-    codings = ",".join(request.headers.getall("Transfer-Encoding", ())).strip().lower()
-    if codings and (codings != "chunked" or request.version < HttpVersion11):
+    codings = [value.lower() for value in request.headers.getall("Transfer-Encoding", ())]
+    understood = codings == ["chunked"] and request._message.chunked
+    if codings and (not understood or request.version < HttpVersion11):
         raise BadRequest("Transfer-Encoding may only be chunked, and only in HTTP/1.1")
 
 

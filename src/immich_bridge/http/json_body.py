@@ -1,7 +1,8 @@
 """JSON bodies of requests."""
 
+import asyncio
 import json
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -9,6 +10,8 @@ from immich_bridge.body import IncomingBody
 from immich_bridge.errors import BadRequest
 
 INVALID_FORMAT = "Invalid request format"
+_WORTH_A_THREAD: Final = 64 * 1024
+"""Bytes; to parse more would keep all others waiting."""
 
 
 async def read_json_object(
@@ -24,11 +27,17 @@ async def read_json_object(
         while piece := await body.read():
             text += piece
     try:
-        value = json.loads(text.decode())  # RFC 8259 8.1: UTF-8 and nothing else
-        if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
+        large = len(text) > _WORTH_A_THREAD
+        value = await asyncio.to_thread(_parse, text) if large else _parse(text)
     except (ValueError, RecursionError):
         raise BadRequest(INVALID_FORMAT) from None
     if not isinstance(value, dict):
         raise BadRequest(INVALID_FORMAT)
+    return value
+
+
+def _parse(text: bytearray) -> object:
+    value = json.loads(text.decode())  # RFC 8259 8.1: UTF-8 and nothing else
+    if b"\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
+from immich_bridge.http.connection import Connection
+
 
 class Lifecycle:
     """Knows the requests under way and says when no more should come."""
@@ -59,6 +61,10 @@ def may_keep_alive(request: web.BaseRequest, lifecycle: Lifecycle) -> bool:
     """Whether the connection may serve another request after this one's answer.
 
     Not while draining, and not when the answer comes before the end of the request's
-    body: the rest would have to be read only to be thrown away.
+    body: the rest would have to be read only to be thrown away. Nor where what comes next
+    cannot be known for what it is.
     """
+    connection = request.protocol
+    if isinstance(connection, Connection) and connection.misread:
+        return False
     return request.keep_alive and request.content.is_eof() and not lifecycle.draining

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from aiohttp.abc import AbstractStreamWriter
@@ -51,8 +52,10 @@ class JoinedBody:
         try:
             return await asyncio.shield(self._over)
         except asyncio.CancelledError:
-            if not self._over.done():
+            with suppress(Unavailable):
                 await self.give_up(ClientGone("the client closed the connection in mid-body"))
+            if self._over.done():
+                self._over.exception()  # there is nobody left to be told
             raise
 
     async def give_up(self, reason: BridgeError) -> None:

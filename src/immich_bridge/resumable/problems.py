@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from immich_bridge.errors import BadRequest, Conflict
+from immich_bridge.errors import BadRequest, ChecksumMismatch, Conflict
 
 _TYPES: Final = "https://iana.org/assignments/http-problem-types#"
 
@@ -10,7 +10,6 @@ _TYPES: Final = "https://iana.org/assignments/http-problem-types#"
 class MismatchingOffset(Conflict):
     """The client would go on elsewhere than where the upload ends."""
 
-    code = "mismatching_upload_offset"
     problem_type = f"{_TYPES}mismatching-upload-offset"
 
     def __init__(self, expected: int, provided: int) -> None:
@@ -18,21 +17,23 @@ class MismatchingOffset(Conflict):
         self.details = {"expected-offset": expected, "provided-offset": provided}
 
 
+class Superseded(Conflict):
+    """A newer request of the same client has taken the upload over."""
+
+
 class InconsistentLength(BadRequest):
     """The length of the upload is not what was said of it before."""
 
-    code = "inconsistent_upload_length"
     problem_type = f"{_TYPES}inconsistent-upload-length"
 
 
 class CompletedUpload(BadRequest):
     """Nothing can be appended to an upload that is complete."""
 
-    code = "completed_upload"
     problem_type = f"{_TYPES}completed-upload"
 
 
-class Superseded(Conflict):
-    """A newer request of the same client has taken the upload over."""
+class ChunkMismatch(ChecksumMismatch):
+    """The bytes of one request are not those that its client digested (tus 1.0, "Checksum")."""
 
-    code = "superseded"
+    status = 460

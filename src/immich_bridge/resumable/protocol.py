@@ -21,6 +21,11 @@ _VERSION_HEADER: Final = "Upload-Draft-Interop-Version"
 # Items (RFC 9651); their parameters mean nothing here.
 _INTEGER: Final = re.compile(rb"([0-9]{1,15}) *(?:;.*)?")
 _BOOLEAN: Final = re.compile(rb"\?([01]) *(?:;.*)?")
+# Repeated, or in a list, they are no item; but whoever wrote them does not mean a whole upload.
+_SAYS_PARTIAL: Final = {
+    b"upload-complete": re.compile(rb"(?:^|,)[ \t]*\?0"),
+    b"upload-incomplete": re.compile(rb"(?:^|,)[ \t]*\?1"),
+}
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -108,7 +113,11 @@ def dialect_of(headers: Headers) -> Dialect | None:
 
 def is_partial(headers: Headers) -> bool:
     """Whether a request says, in any dialect, that more of its upload is to come."""
-    return any(dialect.is_complete(headers) is False for dialect in _DIALECTS.values())
+    return any(
+        _SAYS_PARTIAL[name.lower()].search(value)
+        for name, value in headers
+        if name.lower() in _SAYS_PARTIAL
+    )
 
 
 def parse_creation(headers: Headers, content_length: int | None) -> Creation | None:

@@ -1,18 +1,22 @@
 """Resumable uploads as requests see them: the first one of an upload, and those that go on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from aiohttp import HttpVersion11, web
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.config import Config
+from immich_bridge.digests import ExpectedDigest
 from immich_bridge.errors import (
     BadGateway,
     BridgeError,
+    ChecksumMismatch,
     ClientGone,
     GatewayTimeout,
+    InsufficientStorage,
     MethodNotAllowed,
     NotImplementedHere,
     PayloadTooLarge,
@@ -36,15 +40,17 @@ from immich_bridge.resumable.protocol import (
     state_headers,
 )
 from immich_bridge.resumable.upload import Finished, Upload
-from immich_bridge.resumable.uploads import Uploads
+from immich_bridge.resumable.uploads import PATH, Uploads
 
-_PATH: Final = "/uploads"
-ROUTE: Final = f"{_PATH}/{{name}}"
-_METHODS: Final = "HEAD, PATCH, DELETE, OPTIONS"
+ROUTE: Final = f"{PATH}/{{name}}"
+_METHODS: Final = ("HEAD", "PATCH", "DELETE", "OPTIONS")
 
 _FRONT_HEADERS: Final = ("Via", "Forwarded", "X-Forwarded-For", "X-Real-IP")
-_PASSES_INTERIM_ANSWERS: Final = "1.1 Caddy"
-"""The `Via` of the one front that names itself and is known to pass a 104."""
+_PASSES_INTERIM_ANSWERS: Final = frozenset({"1.1 Caddy", "2.0 Caddy", "3.0 Caddy"})
+"""The `Via` of the one front that names itself and is known to pass a 104.
+
+The number is that of the HTTP in which the client speaks to it.
+"""
 
 _TO_BE_RESUMED: Final = (ClientGone, RequestTimeout, Superseded, Unavailable)
 """What ends a request, but not its upload."""
@@ -97,14 +103,20 @@ class Resumable:
         self, request: web.Request, creation: Creation, upload: Upload, owner: str, query: str = ""
     ) -> web.StreamResponse:
         """Take the first request of an upload; `query` is for its URL, `?` included."""
-        self._check_size(upload.length, request.content_length)
         name = self.uploads.add(upload, owner)
+        try:
+            self._check_size(upload.length, request.content_length)
+            upload.check(0, upload.length, request.content_length)
+            await upload.begin(name)
+        except BaseException:
+            await self.uploads.remove(name, "failed")
+            raise
         self.uploads.happened("created", name)
-        location = f"{_PATH}/{name}{query}"
-        await request.writer.write(interim_answer(creation.dialect, location, self._limits(True)))
+        location = f"{PATH}/{name}{query}"
+        await request.writer.write(interim_answer(creation.dialect, location, self._limits(upload)))
         # aiohttp holds an answer for begun once anything was written; this was not it.
         request.writer.output_size = 0
-        finished = await self._take(request, name, upload, last=creation.complete)
+        finished = await self.take(request, name, upload, last=creation.complete)
         if finished is None:
             headers = self._state(creation.dialect, upload)
             return web.Response(status=201, headers={**headers, "Location": location})
@@ -114,22 +126,20 @@ class Resumable:
         """Answer any method on `ROUTE`."""
         if request.method == "OPTIONS":
             return self.options(request)
+        if request.method not in _METHODS:
+            raise MethodNotAllowed(request.method, ", ".join(_METHODS))
         name = request.match_info["name"]
         upload = self.uploads.find(name)
         await upload.authorize(request)
         dialect = dialect_of(request.raw_headers) or Dialect(8)
         with self.uploads.sender(name):
-            match request.method:
-                case "HEAD":
-                    await upload.rest()
-                    return web.Response(status=204, headers=self._state(dialect, upload))
-                case "PATCH":
-                    return await self._append(request, dialect, name, upload)
-                case "DELETE":
-                    await upload.rest()
-                    await self.uploads.remove(name, "cancelled")
-                    return web.Response(status=204)
-        raise MethodNotAllowed(request.method, _METHODS)
+            if request.method == "PATCH":
+                return await self._append(request, dialect, name, upload)
+            await upload.rest()
+            if request.method == "HEAD":
+                return web.Response(status=204, headers=self._state(dialect, upload))
+            await self.uploads.remove(name, "cancelled")
+            return web.Response(status=204)
 
     async def _append(
         self, request: web.Request, dialect: Dialect, name: str, upload: Upload
@@ -143,17 +153,24 @@ class Resumable:
             raise
         self._check_size(upload.length, append.offset + (request.content_length or 0))
         self.uploads.happened("resumed", name)
-        finished = await self._take(request, name, upload, last=append.complete)
+        finished = await self.take(request, name, upload, last=append.complete)
         state = self._state(dialect, upload)
         if finished is None:
             return web.Response(status=204, headers=state)
         return finished.response(state)
 
-    async def _take(
-        self, request: web.Request, name: str, upload: Upload, *, last: bool
+    async def take(
+        self,
+        request: web.Request,
+        name: str,
+        upload: Upload,
+        *,
+        last: bool | None,
+        digests: Sequence[ExpectedDigest] = (),
     ) -> Finished | None:
         """Take what a request brings; what became of the upload, once that is known.
 
+        `last` as for `Upload.append`, `digests` are those of this request's bytes.
         Until the upload has the body nothing is awaited. A request whose upload goes on gets
         no answer but the end of its connection: that is what makes a client resume.
         """
@@ -161,12 +178,12 @@ class Resumable:
         record.upload = None  # of a part nothing becomes
         with self.uploads.sender(name):
             try:
-                with self._body(request, upload) as body:
+                with self._body(request, upload, digests) as body:
                     whole = await upload.append(body, last=last)
             except _TO_BE_RESUMED as exc:
                 record.error, record.outcome = exc.code, exc.message
                 raise ClientGone(exc.message) from exc
-            except (InconsistentLength, PayloadTooLarge) as exc:
+            except (InconsistentLength, PayloadTooLarge, ChecksumMismatch) as exc:
                 await self.uploads.remove(name, "failed")
                 if isinstance(exc, PayloadTooLarge) and upload.length is not None:
                     raise InconsistentLength(
@@ -175,9 +192,11 @@ class Resumable:
                 raise
             if not whole:
                 return None
-            record.upload = ""
+            record.upload = "" if upload.background else None
             try:
-                finished = await upload.finish()
+                finished = await upload.finish(partial(self.uploads.happened, "completed", name))
+            except InsufficientStorage:
+                raise  # what has come is kept: it can be tried again
             except BridgeError as exc:
                 await self.uploads.remove(name, "failed")
                 if isinstance(exc, _LOST_ON_THE_WAY):
@@ -185,12 +204,11 @@ class Resumable:
                     raise ClientGone(exc.message) from exc
                 raise
         record.upload = finished.verdict
-        if not upload.finished:
-            upload.finished = True
-            self.uploads.happened("completed", name)
         return finished
 
-    def _body(self, request: web.Request, upload: Upload) -> IncomingBody:
+    def _body(
+        self, request: web.Request, upload: Upload, digests: Sequence[ExpectedDigest]
+    ) -> IncomingBody:
         """The body of a request, of which nothing is taken that is more than the upload may be."""
         limit = 0
         if request.content_length is None:
@@ -200,6 +218,7 @@ class Resumable:
             request,
             idle_timeout=self._config.body_idle_timeout,
             limit=limit,
+            digests=digests,
             fast_path=self._config.fast_path == "auto",
         )
 
@@ -209,10 +228,10 @@ class Resumable:
         if self._config.resumable == "on":
             return True
         named = [request.headers[name] for name in _FRONT_HEADERS if name in request.headers]
-        return not named or request.headers.get("Via") == _PASSES_INTERIM_ANSWERS
+        return not named or request.headers.get("Via") in _PASSES_INTERIM_ANSWERS
 
-    def _limits(self, kept: bool = False) -> Limits:
-        age = math.floor(self.uploads.hold) if kept else None
+    def _limits(self, upload: Upload | None = None) -> Limits:
+        age = math.floor(self.uploads.hold_of(upload)) if upload else None
         return Limits(self._config.max_stream_size, age)
 
     def _state(self, dialect: Dialect, upload: Upload) -> Mapping[str, str]:
@@ -221,7 +240,7 @@ class Resumable:
             offset=upload.offset,
             complete=upload.complete,
             length=upload.length,
-            limits=self._limits(True),
+            limits=self._limits(upload),
         )
 
     def _check_size(self, length: int | None, least: int | None) -> None:

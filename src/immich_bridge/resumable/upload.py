@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from immich_bridge.body import IncomingBody
-from immich_bridge.errors import BridgeError
+from immich_bridge.errors import BridgeError, InsufficientStorage, NotFound
 from immich_bridge.resumable.problems import (
     CompletedUpload,
     InconsistentLength,
@@ -51,6 +51,9 @@ class Destination(Protocol):
     def lost(self) -> bool:
         """Whether it came to nothing while nobody was there to be told."""
 
+    async def begin(self, name: str) -> None:
+        """Get ready for an upload of that name; the client is told of it when this returns."""
+
     async def take(self, body: IncomingBody) -> bool:
         """Take a body; whether all of it was taken, or no more is wanted.
 
@@ -76,18 +79,32 @@ class Destination(Protocol):
 class Upload:
     """An upload that may be interrupted, and the rules by which it goes on.
 
-    `length` is that of all of it, None while nobody has said.
+    `length` is that of all of it, None while nobody has said. `hold` is for how many seconds it
+    is kept while nobody sends it, None for as long as others. `background` says whether what
+    becomes of it is an outcome of a background upload.
     """
 
-    def __init__(self, destination: Destination, length: int | None, authorize: Authorize) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        length: int | None,
+        authorize: Authorize,
+        *,
+        hold: float | None = None,
+        background: bool = True,
+    ) -> None:
         self.length = length
+        self.hold = hold
+        self.background = background
         self.complete = False
         """Whether all of it is here, and nothing can be appended."""
         self.authorize = authorize
         self.finished = False
         """Whether its answer is known."""
         self._destination = destination
+        self._finishing: asyncio.Task[Finished] | None = None
         self._turn = asyncio.Lock()
+        self._discarded = False
 
     @property
     def offset(self) -> int:
@@ -99,10 +116,19 @@ class Upload:
         """Whether there is nothing left to go on with."""
         return self._destination.lost and not self.finished
 
+    async def begin(self, name: str) -> None:
+        """Get ready for the first byte."""
+        await self._destination.begin(name)
+
     async def rest(self) -> None:
-        """End the request that sends it, if there is one, so that `offset` stays what it is."""
+        """End the request that sends it, if there is one, so that `offset` stays what it is.
+
+        Raises `NotFound` when it was discarded meanwhile.
+        """
         async with self._turn:
             await self._destination.give_up(Superseded("a newer request took the upload over"))
+        if self._discarded:
+            raise NotFound("there is no such upload any more")
 
     def check(self, offset: int, length: int | None, content_length: int | None) -> None:
         """Raise a problem unless `content_length` bytes may be appended at `offset`.
@@ -120,16 +146,19 @@ class Upload:
             raise InconsistentLength(f"the upload was to have {whole} bytes")
         self.length = whole
 
-    async def append(self, body: IncomingBody, *, last: bool) -> bool:
+    async def append(self, body: IncomingBody, *, last: bool | None) -> bool:
         """Add `body`, which `check` has let pass; whether `finish` knows what becomes of all.
 
-        Nothing may be awaited between the two. Raises what reading `body` raises, and
+        Nothing may be awaited between the two. `last` says whether it is the last one; None:
+        it is if nothing is missing then. Raises what reading `body` raises, and
         `InconsistentLength` when it is the last one and bytes are missing.
         """
         if self.complete:
             return True  # its answer was lost
         if not await self._destination.take(body):
             return True
+        if last is None:
+            last = self.offset == self.length
         if last:
             if self.length not in (None, self.offset):
                 raise InconsistentLength(
@@ -139,10 +168,25 @@ class Upload:
             self.complete = True
         return last
 
-    async def finish(self) -> Finished:
-        """What became of it, once all of it is here."""
+    async def finish(self, finished: Callable[[], None]) -> Finished:
+        """What became of it, once all of it is here; `finished` is called when that is known.
+
+        The client may be gone by then, and come back for it.
+        """
         self.complete = True
-        return await self._destination.finish()
+        if self._finishing is None:
+            self._finishing = asyncio.create_task(self._finish(finished))
+        return await asyncio.shield(self._finishing)
+
+    async def _finish(self, finished: Callable[[], None]) -> Finished:
+        try:
+            answer = await self._destination.finish()
+        except InsufficientStorage:
+            self.complete, self._finishing = False, None  # it can be tried again
+            raise
+        self.finished = True
+        finished()
+        return answer
 
     async def suspend(self) -> None:
         """The server stops."""
@@ -150,4 +194,5 @@ class Upload:
 
     async def discard(self) -> None:
         """Forget all that has come."""
+        self._discarded = True
         await self._destination.discard()

@@ -12,11 +12,12 @@ from aiohttp import web
 
 from immich_bridge.errors import NotFound
 from immich_bridge.http.metrics import Metrics
-from immich_bridge.logs import log_event
+from immich_bridge.logs import log_event, loggable_path
 from immich_bridge.resumable.upload import Upload
 
 _logger = logging.getLogger("immich_bridge.resumable")
 
+PATH: Final = "/uploads"
 MAX_UPLOADS: Final = 256
 MAX_UPLOADS_OF_ONE: Final = 32
 """A phone that lost its network leaves as many behind as it had under way."""
@@ -28,15 +29,18 @@ EVENTS: Final = ("created", "resumed", "completed", "failed", "cancelled", "expi
 
 
 class _Entry:
-    def __init__(self, upload: Upload, owner: str) -> None:
+    def __init__(self, upload: Upload, owner: str, idle: float) -> None:
         self.upload = upload
         self.owner = owner
         self.senders = 0
-        self.quiet_since = asyncio.get_running_loop().time()
+        self.quiet_since = asyncio.get_running_loop().time() - idle
 
 
 class Uploads:
-    """All uploads of one process. Those that nobody sends are kept for `hold` seconds."""
+    """All uploads of one process.
+
+    Those that nobody sends are kept for `hold` seconds, unless they say otherwise.
+    """
 
     def __init__(self, hold: float) -> None:
         self.hold = hold
@@ -68,11 +72,18 @@ class Uploads:
         unfinished = [e.owner for e in self._entries.values() if not e.upload.finished]
         return len(unfinished) < MAX_UPLOADS and unfinished.count(owner) < MAX_UPLOADS_OF_ONE
 
-    def add(self, upload: Upload, owner: str, name: str | None = None) -> str:
-        """Keep an upload; returns the name under which it is found."""
+    def add(self, upload: Upload, owner: str, name: str | None = None, *, idle: float = 0.0) -> str:
+        """Keep an upload; returns the name under which it is found.
+
+        `idle` is for how many seconds nobody has sent it already.
+        """
         name = name or secrets.token_urlsafe(32)
-        self._entries[name] = _Entry(upload, owner)
+        self._entries[name] = _Entry(upload, owner, idle)
         return name
+
+    def hold_of(self, upload: Upload) -> float:
+        """For how many seconds an upload is kept while nobody sends it."""
+        return self.hold if upload.hold is None else upload.hold
 
     def find(self, name: str) -> Upload:
         """The upload of that name; raises `NotFound`."""
@@ -82,17 +93,27 @@ class Uploads:
         return entry.upload
 
     def happened(self, event: str, name: str) -> None:
-        """Count and log what happened to an upload; its name would let others at it."""
+        """Count and log what happened to an upload, by the part of its name that logs may show."""
         self._events[event] += 1
         upload = self._entries[name].upload
         log_event(
-            _logger, logging.INFO, f"upload {event}", offset=upload.offset, length=upload.length
+            _logger,
+            logging.INFO,
+            f"upload {event}",
+            path=loggable_path(f"{PATH}/{name}"),
+            offset=upload.offset,
+            length=upload.length,
         )
 
     @contextmanager
     def sender(self, name: str) -> Iterator[None]:
-        """Count a request among those that send the upload, as long as the context lasts."""
-        entry = self._entries[name]
+        """Count a request among those that send the upload, as long as the context lasts.
+
+        Raises `NotFound` when there is no such upload any more.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFound("there is no such upload any more")
         entry.senders += 1
         try:
             yield
@@ -101,10 +122,10 @@ class Uploads:
             entry.quiet_since = asyncio.get_running_loop().time()
 
     async def remove(self, name: str, event: str) -> None:
-        """Discard an upload, for the reason that `event` tells."""
-        self.happened(event, name)
-        entry = self._entries.pop(name)
-        await entry.upload.discard()
+        """Discard an upload, for the reason that `event` tells, unless somebody else did."""
+        if name in self._entries:
+            self.happened(event, name)
+            await self._entries.pop(name).upload.discard()
 
     def drain(self) -> None:
         """The server stops: let go of what nobody sends."""
@@ -135,7 +156,8 @@ class Uploads:
             now = asyncio.get_running_loop().time()
             for name, entry in list(self._entries.items()):
                 finished = entry.upload.finished
-                kept = min(self.hold, _REPLAY_SECONDS) if finished else self.hold
+                hold = self.hold_of(entry.upload)
+                kept = min(hold, _REPLAY_SECONDS) if finished else hold
                 if entry.senders or (now - entry.quiet_since < kept and not entry.upload.lost):
                     continue
                 if finished:
