@@ -106,14 +106,19 @@ def held(storage_dir: Path) -> dict[str, bytes]:
 
 
 def part_file(storage_dir: Path) -> Path:
-    """The part file of the only upload."""
-    (name,) = (name for name in held(storage_dir) if name.endswith(".part"))
-    return storage_dir / HELD / name
+    """The part file of the only upload, while nobody sends it."""
+    (path,) = (storage_dir / HELD).glob("*.part")
+    return path
 
 
 def durable(path: Path) -> int:
     """How many bytes of a part file count."""
     return int(path.stem.partition("-")[2])
+
+
+def synced(storage_dir: Path) -> int:
+    """How many bytes of the only upload count, also while it is sent."""
+    return max(map(durable, (storage_dir / HELD).glob("*.part")), default=0)
 
 
 def cuts(chance: random.Random, size: int, number: int) -> list[int]:

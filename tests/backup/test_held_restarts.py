@@ -22,9 +22,8 @@ from backup_wing import (
     StartBackupProcess,
     rows,
 )
-from folder_watch import watched
 from front import let_time_pass
-from held_uploads import PiecewiseUpload, durable, held, part_file
+from held_uploads import PiecewiseUpload, durable, held, part_file, synced
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.held_file import HOLD_SECONDS, HeldFile, HeldRecord, held_files
 from immich_bridge.backup.storage import Storage
@@ -82,7 +81,7 @@ class TestTheServerEnds:
         db_path: Path,
     ) -> None:
         async with upload.begun(sent=SENT) as peer:
-            await eventually(lambda: durable(part_file(storage_dir)) > 0)
+            await eventually(lambda: synced(storage_dir) > 0)
             server.process.terminate()
             # No answer: that is what makes a client go on.
             assert await peer.read_to_end() == b""
@@ -105,9 +104,7 @@ class TestTheServerEnds:
         db_path: Path,
     ) -> None:
         async with upload.begun(sent=SENT):
-            async with asyncio.timeout(PATIENCE):
-                with watched(storage_dir / "photo" / ".held") as folder:
-                    await folder.until(lambda: durable(part_file(storage_dir)) > 0)
+            await eventually(lambda: synced(storage_dir) > 0)
             await killed(server)
         for life in range(3):
             known = durable(part_file(storage_dir))
@@ -134,7 +131,7 @@ class TestTheServerEnds:
         damage: str,
     ) -> None:
         async with upload.begun(sent=SENT):
-            await eventually(lambda: durable(part_file(storage_dir)) > 0)
+            await eventually(lambda: synced(storage_dir) > 0)
             await killed(server)
         path = part_file(storage_dir)
         known = durable(path)
@@ -288,13 +285,40 @@ class TestFullDisk:
         assert_stored(disk, db_path, SMALL)
 
 
-class TestFileThatCannotBeSynced:
+class TestSyncs:
     @pytest.fixture
     def storage(self, storage_dir: Path) -> Iterator[Storage]:
         storage = Storage(storage_dir)
         storage.prepare()
         yield storage
         storage.close()
+
+    async def test_bytes_are_synced_before_the_name_that_counts_them(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = HeldFile(storage, "a name", HeldRecord(1, "IMG_1234", "jpg", None, []))
+        done: list[tuple[str, int]] = []
+        fsync, rename = os.fsync, Path.rename
+
+        def recorded_fsync(descriptor: int) -> None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            size = path.stat().st_size if path.is_file() else 0
+            done.append((f"fsync {path.suffix or path.name}", size))
+            fsync(descriptor)
+
+        def recorded_rename(path: Path, target: Path) -> Path:
+            done.append(("rename", durable(target)))
+            return rename(path, target)
+
+        await file.create()
+        monkeypatch.setattr(os, "fsync", recorded_fsync)
+        monkeypatch.setattr(Path, "rename", recorded_rename)
+        await file.append(Pieces(*[bytes(MIB)] * 9))
+        assert done == [
+            step
+            for size in (8 * MIB, 9 * MIB)
+            for step in (("fsync .part", size), ("rename", size), ("fsync .held", 0))
+        ]
 
     async def test_what_was_not_synced_does_not_count(
         self, storage: Storage, monkeypatch: pytest.MonkeyPatch
@@ -304,13 +328,17 @@ class TestFileThatCannotBeSynced:
         await file.create()
         await file.append(Pieces(b"first"))
 
-        def fail(descriptor: int) -> None:
-            raise OSError(5, "Input/output error")
+        fsync, failures = os.fsync, [OSError(5, "Input/output error")]
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", fail)
-            with pytest.raises(InternalError):
-                await file.append(Pieces(b"lost"))
+        def fail_once(descriptor: int) -> None:
+            # The kernel tells of lost bytes once, and takes them for written then.
+            if failures:
+                raise failures.pop()
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fail_once)
+        with pytest.raises(InternalError):
+            await file.append(Pieces(*[bytes(MIB)] * 9))
         assert file.size == 5
         [found], rest = held_files(storage)
         assert (found.name, found.record, found.size, rest) == ("a name", record, 5, [])

@@ -18,6 +18,7 @@ from immich_bridge.resumable.uploads import MAX_UPLOADS_OF_ONE
 from immich_bridge.serve import Server
 from raw_upload import eventually
 from resumable.urlsession import VERSIONS, append, creation, interop, read_offer, state_of
+from scrape import ON, scrape_at_rest
 from wire import connect, fetch, request
 
 JPG = f"{FOLDER}/IMG_0001.jpg"
@@ -409,3 +410,22 @@ def connections(server: Server) -> list[Connection]:
     manager = server._runner.server
     assert manager is not None
     return [known for known in manager.connections if isinstance(known, Connection)]
+
+
+async def test_they_count_as_what_they_are(start_backup: StartBackup, indexed: Api) -> None:
+    server = await start_backup(**ON)
+    before = await scrape_at_rest(server)
+    api = Api(server.address, indexed.token)
+    good, bad = PiecewiseUpload(api, PHOTO), PiecewiseUpload(api, PHOTO[:-1])
+    await good.cut_off(DIGEST, sent=HALF)
+    assert (await good.finish()).status == 200
+    await bad.cut_off(DIGEST, sent=HALF)
+    assert (await bad.finish()).status == 422
+    changes = (await scrape_at_rest(server)).changes(before)
+    assert changes['immich_bridge_stored_files_total{way="raw"}'] == 1
+    assert {k: v for k, v in changes.items() if "resumable_uploads_total" in k} == {
+        f'immich_bridge_resumable_uploads_total{{event="{event}"}}': count
+        for event, count in (("created", 2), ("resumed", 2), ("completed", 1), ("failed", 1))
+    }
+    # None of them is a background upload to Immich.
+    assert not [name for name in changes if "background_uploads" in name]
