@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
-from backup_uploads import on_disk
 from backup_wing import Answer, Api, Header
 from resumable.urlsession import State, append, ask, creation, interop, read_offer, state_of
 from wire import Message, Peer, connect, fetch
@@ -96,13 +95,9 @@ class PiecewiseUpload:
         return await fetch(self.api.url, "DELETE", self.location, interop(self.version), self.key)
 
 
-def held(storage_dir: Path) -> dict[str, bytes]:
-    """The files of unfinished uploads, by name."""
-    return {
-        name.removeprefix(HELD): content
-        for name, content in on_disk(storage_dir).items()
-        if name.startswith(HELD)
-    }
+def held(storage_dir: Path) -> set[str]:
+    """The names of the files of unfinished uploads."""
+    return {path.name for path in (storage_dir / HELD).glob("*")}
 
 
 def part_file(storage_dir: Path) -> Path:

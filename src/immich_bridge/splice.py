@@ -152,7 +152,8 @@ async def _flush(writer: StreamWriter, sink: asyncio.Transport) -> None:
     low, high = sink.get_write_buffer_limits()
     sink.set_write_buffer_limits(0)
     try:
-        await writer.drain()
+        # aiohttp has one future for all who wait: cancelled, it would cancel the next of them.
+        await asyncio.shield(asyncio.create_task(writer.drain()))
     finally:
         if not sink.is_closing():  # uvloop's transports take no call then
             sink.set_write_buffer_limits(high, low)

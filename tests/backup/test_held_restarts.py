@@ -209,9 +209,9 @@ async def test_uploads_that_nobody_went_on_with_for_a_day_are_removed(
     uploads = [PiecewiseUpload(api, SMALL, local_id=name) for name in ("old", "older")]
     ages: dict[str, float] = {}
     for upload, age in zip(uploads, (HOLD_SECONDS - 600, HOLD_SECONDS + 600), strict=True):
-        before = set(held(storage_dir))
+        before = held(storage_dir)
         await upload.cut_off(sent=HALF)
-        ages |= dict.fromkeys(held(storage_dir).keys() - before, age)
+        ages |= dict.fromkeys(held(storage_dir) - before, age)
     await killed(server)
     assert len(ages) == 4
     for name, age in ages.items():
@@ -377,7 +377,7 @@ class TestStorageCheck:
             async with upload.begun(part=HALF) as peer:
                 assert (await peer.read_answer()).status == 201
             if upload is uploads[1]:
-                left = set(held(storage_dir))
+                left = held(storage_dir)
                 assert await self.check(backup_settings) == (
                     0,
                     ["unfinished uploads: 2 (2.5 MB)", "everything is in its place"],
@@ -397,10 +397,10 @@ class TestStorageCheck:
         assert sum(line.startswith("left-over temporary file: ") for line in told) == 4
         code, told = await self.check(backup_settings, "--repair")
         assert code == 1  # one is left
-        assert held(storage_dir).keys() == left | {stray[1].name}
+        assert held(storage_dir) == left | {stray[1].name}
         os.utime(stray[1], (long_ago, long_ago))
         assert (await self.check(backup_settings, "--repair"))[0] == 0
-        assert held(storage_dir).keys() == left
+        assert held(storage_dir) == left
         for upload in uploads[:2]:
             assert (await upload.finish()).status == 200
         assert await self.check(backup_settings) == (0, ["everything is in its place"])

@@ -89,10 +89,11 @@ class TestEveryVersion:
 
     async def test_takes_it_back(self, indexed: Api, storage_dir: Path, version: int) -> None:
         upload = PiecewiseUpload(indexed, PHOTO, version=version)
-        await upload.cut_off(sent=HALF)
-        assert held(storage_dir)
-        told = await asyncio.gather(upload.cancel(), upload.cancel(), upload.cancel())
-        assert sorted(answer.status for answer in told) == [204, 404, 404]
+        async with upload.begun(sent=HALF) as peer:
+            assert held(storage_dir)
+            told = await asyncio.gather(upload.cancel(), upload.cancel(), upload.cancel())
+            assert sorted(answer.status for answer in told) == [204, 404, 404]
+            assert await peer.read_to_end() == b""
         assert (await upload.ask()).status == 404
         assert on_disk(storage_dir) == {}
 

@@ -563,9 +563,9 @@ class TestForms:
             (b"Host", front.host),
             (b"x-api-key", StandIn.api_key.encode()),
             *((name.encode(), value.encode()) for name, value in headers),
+            *front.forwarded(),
             (b"Content-Type", b"multipart/form-data; boundary=" + boundary_of(seen)),
             (b"Content-Length", b"%d" % len(seen.body)),
-            *front.forwarded(),
         ]
 
     async def test_go_below_the_prefix_of_immich(self, start_bridge: StartBridge) -> None:
@@ -620,9 +620,9 @@ class TestAnswers:
             (b"Set-Cookie", b"a=1"),
             (b"Set-Cookie", b"b=2"),
             (b"Content-Type", b"application/json; charset=utf-8"),
-            (b"Content-Length", b"%d" % len(body)),
             (b"X-Immich-Asset-Id", ASSET_ID.encode()),
             (b"X-Immich-Status", b"duplicate" if duplicate else b"created"),
+            (b"Content-Length", b"%d" % len(body)),
             (b"X-Request-Id", b"mine"),
         ]
 
@@ -694,12 +694,30 @@ class TestAnswers:
 
 
 class TestMethods:
-    async def test_options_is_not_implemented(self, front: Front) -> None:
-        told = await fetch(
-            front.url, "OPTIONS", ROUTE, KEY, ("Access-Control-Request-Method", "POST")
-        )
-        assert_error(told, 501, "not_implemented")
-        assert front.upstream.connections == 0
+    @pytest.mark.parametrize(
+        ("setting", "headers", "status"),
+        [
+            ("auto", [], 200),
+            ("auto", [("X-Forwarded-For", "192.0.2.1")], 501),
+            ("on", [("X-Forwarded-For", "192.0.2.1")], 200),
+            ("off", [], 501),
+        ],
+    )
+    async def test_options_tells_whether_uploads_can_be_resumed(
+        self,
+        start_bridge: StartBridge,
+        setting: str,
+        headers: list[tuple[str, str]],
+        status: int,
+    ) -> None:
+        async with front_of_a_recorder(start_bridge, RESUMABLE=setting) as front:
+            asked = [KEY, ("Access-Control-Request-Method", "POST"), *headers]
+            told = await fetch(front.url, "OPTIONS", ROUTE, *asked)
+            assert told.status == status
+            assert (told.header("Upload-Limit") is not None) == (status == 200)
+            if status == 501:
+                assert_error(told, 501, "not_implemented")
+            assert front.upstream.connections == 0
 
     @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE"])
     async def test_of_other_kinds_are_not_allowed(self, front: Front, method: str) -> None:

@@ -1,6 +1,7 @@
 """An HTTP/2 client that sends a body just when it is told to: what iOS speaks to a TLS front."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 import h2.config
@@ -21,6 +22,7 @@ class Http2Client:
         self._connection = h2.connection.H2Connection(config)
         self._connection.initiate_connection()
         self._answers: dict[int, Message] = {}
+        self._interim: dict[int, Message] = {}
         self._ended: set[int] = set()
 
     async def begin(
@@ -62,6 +64,12 @@ class Http2Client:
             await self._receive()
         return self._answers[stream]
 
+    async def read_interim(self, stream: int) -> Message:
+        """The last interim answer, as soon as there is one."""
+        while stream not in self._interim:
+            await self._receive()
+        return self._interim[stream]
+
     async def read_until_window(self, stream: int, size: int) -> None:
         """Return once so many bytes may be sent at once."""
         while self.window(stream) < size:
@@ -78,10 +86,9 @@ class Http2Client:
         for event in self._connection.receive_data(data):
             match event:
                 case h2.events.ResponseReceived():
-                    fields = [(bytes(name), bytes(value)) for name, value in event.headers]
-                    status = dict(fields)[b":status"]
-                    regular = [field for field in fields if not field[0].startswith(b":")]
-                    self._answers[event.stream_id] = Message(b"HTTP/2 " + status, regular)
+                    self._answers[event.stream_id] = _message(event.headers)
+                case h2.events.InformationalResponseReceived():
+                    self._interim[event.stream_id] = _message(event.headers)
                 case h2.events.DataReceived():
                     self._answers[event.stream_id].body += event.data
                     self._connection.acknowledge_received_data(
@@ -97,3 +104,13 @@ class Http2Client:
 
     async def _flush(self) -> None:
         await self._peer.send(self._connection.data_to_send())
+
+
+def _message(headers: Iterable[tuple[bytes | str, bytes | str]]) -> Message:
+    fields = [(_bytes(name), _bytes(value)) for name, value in headers]
+    regular = [field for field in fields if not field[0].startswith(b":")]
+    return Message(b"HTTP/2 " + dict(fields)[b":status"], regular)
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)

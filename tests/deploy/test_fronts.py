@@ -274,7 +274,7 @@ class TestAnswers:
             ("GET", "/api/nowhere", [], 404),
             ("GET", "/photos", [("Accept-Encoding", "gzip, br")], 200),
             ("POST", ROUTE, [NAME], 401),
-            ("OPTIONS", ROUTE, [], 501),
+            ("DELETE", ROUTE, [KEY], 405),
         ],
     )
     async def test_are_those_of_the_bridge(

@@ -175,7 +175,10 @@ class TestNames:
         # A counter that appears with its first event has no rate for that event.
         bridge = await start_bridge(immich.url, **ON)
         seen = await scrape(bridge)
-        routes = {"/health", "/ready", "/api/assets/background", "proxy"}
+        routes = {
+            *("/health", "/ready", "/api/assets/background", "/uploads/", "/uploads/{name}"),
+            "proxy",
+        }
         assert {sample.labels["route"] for sample in traffic(seen)} == routes
         outcomes = "immich_bridge_background_uploads_total"
         assert sum(name.startswith(outcomes) for name in seen.samples) == 3 + len(UPLOAD_OUTCOMES)
@@ -223,7 +226,7 @@ class TestLabels:
         assert labels["status"] <= expected | {"400", "401", "415", "429"}  # as we say
         assert labels["error"] <= {error.code for error in BridgeError.__subclasses__()}
         assert labels["route"] == {sample.labels["route"] for sample in traffic(before)}
-        assert len(labels["route"]) == 11
+        assert len(labels["route"]) == 13
         requests = [name for name in seen.samples if "_requests_total{" in name]
         total = sum(seen.samples[name] for name in requests)
         assert total == 1000

@@ -4,7 +4,9 @@ import pytest
 
 from bridge.conftest import passage as passage
 
-BOTH_WAYS = frozenset({"test_resumable_uploads", "test_resumable_faults"})
+BOTH_WAYS = frozenset(
+    f"test_resumable_{name}" for name in ("uploads", "ends", "faults", "lengths", "immich")
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -94,9 +94,7 @@ class TestCreations:
             [version(6), ("Upload-Complete", "?1"), ("Upload-Complete", "?1")],
         ],
     )
-    def test_are_none_without_the_words_of_one_version(
-        self, fields: list[tuple[str, str]]
-    ) -> None:
+    def test_are_none_without_the_words_of_one_version(self, fields: list[tuple[str, str]]) -> None:
         assert parse_creation(head(*fields), 5) is None
 
     @pytest.mark.parametrize(
@@ -274,9 +272,7 @@ class TestAnything:
             assert 0 <= appended.offset <= MAX_INTEGER
             assert appended == parse_append(dialect(number), list(fields), content_length)
 
-    @given(
-        st.sampled_from(KNOWN), st.booleans(), st.integers(0, MAX_INTEGER), st.none() | lengths
-    )
+    @given(st.sampled_from(KNOWN), st.booleans(), st.integers(0, MAX_INTEGER), st.none() | lengths)
     def test_that_we_write_is_understood_by_us(
         self, number: int, complete: bool, offset: int, length: int | None
     ) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from front import StartBridge
+from front import StartBridge, let_time_pass
 from immich_bridge.resumable import uploads
 from immich_standin import Behaviour, StandIn
 from raw_upload import KEY, NAME, assert_error, assert_nothing_stored, eventually, jpeg, upload
+from resumable.at_immich import arrived
 from resumable.urlsession import (
     Cut,
     UploadTask,
@@ -71,7 +72,7 @@ class TestHold:
             await read_offer(peer)
             for at in range(16):
                 await peer.send(PHOTO[at * 10_000 : (at + 1) * 10_000])
-                await asyncio.sleep(0.1)
+                await let_time_pass(0.1)
             await peer.send(PHOTO[160_000:])
             assert (await peer.read_answer()).status == 201
 
@@ -164,7 +165,7 @@ class TestShutdown:
             assert (await asking.read_answer()).status == 200
             await peer.send(creation(SIZE), PHOTO[:HALF])
             await read_offer(peer)
-            await immich.wait_for_request(lambda seen: seen.body_received >= HALF)
+            await arrived(immich, HALF, SIZE)
             bridge.process.send_signal(signal.SIGTERM)
             seen = await immich.wait_for_abort(PATIENCE)
             assert seen.body_received < HALF
@@ -185,7 +186,7 @@ class TestShutdown:
         async with connect(bridge.url) as peer:
             await peer.send(creation(SIZE), PHOTO[:HALF])
             await read_offer(peer)
-            await immich.wait_for_request(lambda seen: seen.body_received >= HALF)
+            await arrived(immich, HALF, SIZE)
             bridge.process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(bridge.process.wait(), PATIENCE) == 0
         await immich.wait_for_abort(PATIENCE)
@@ -252,5 +253,5 @@ class TestTraces:
             await asyncio.gather(*map(one, range(6)), *map(given_up, range(6)))
         await eventually(lambda: immich.open_connections == 0)
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks)
-        await eventually(lambda: descriptors() == before)
+        await eventually(lambda: len(descriptors()) <= len(before))
         assert len(immich.files()) == len(immich.assets) == 7

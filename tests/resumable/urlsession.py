@@ -6,8 +6,8 @@ it says; only a connection that ends without one makes it resume.
 """
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -153,6 +153,8 @@ class Cut:
     after: int
     how: str = "rst"
     """`rst`, `fin`, or `silent`: nobody tells the server, which has to find out."""
+    deaf: bool = False
+    """Whether it may come before the client has heard of the upload."""
 
 
 class UploadTask:
@@ -172,6 +174,7 @@ class UploadTask:
         self._version = version
         self._chunked = chunked
         self.location: str | None = None
+        self._offered = asyncio.Event()
         self.begun = 0
         """How often it began anew, since the connection was lost before there was a `104`."""
         self.resumed: list[int] = []
@@ -187,6 +190,15 @@ class UploadTask:
                     return told
             raise AssertionError("it comes to no end")
 
+    async def abandon(self, cuts: Iterable[Cut]) -> Message | None:
+        """Upload as far as `cuts` go, and do not come back; the answer if there was one."""
+        async with AsyncExitStack() as left_open:
+            for cut in cuts:
+                told = await self._connection(cut, left_open)
+                if told is not None:
+                    return told
+        return None
+
     async def _connection(self, cut: Cut | None, left_open: AsyncExitStack) -> Message | None:
         """What is sent and heard on one connection; None where that ended without an answer."""
         offset = 0
@@ -200,6 +212,10 @@ class UploadTask:
         hearing = asyncio.create_task(self._hear(peer))
         try:
             await self._send(peer, hearing, offset, cut)
+            if cut is not None and self.location is None and not cut.deaf:
+                offered = asyncio.create_task(self._offered.wait())
+                await asyncio.wait({offered, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                offered.cancel()
             if cut is None or hearing.done():
                 return await asyncio.wait_for(hearing, PATIENCE)
         except _GONE:
@@ -208,8 +224,12 @@ class UploadTask:
             await let_time_pass(_SECONDS_BETWEEN_TRIES)
             return None
         finally:
-            hearing.cancel()
-            await asyncio.wait({hearing})
+            # Python 3.11's `wait_for` may swallow it when an answer comes at the same time.
+            while not hearing.done():
+                hearing.cancel()
+                await asyncio.wait({hearing}, timeout=0.1)
+            if not hearing.cancelled():
+                hearing.exception()  # whatever it was, the connection is over
             if cut is not None and cut.how == "rst":
                 peer.reset()
             if cut is not None and cut.how == "silent":
@@ -233,6 +253,7 @@ class UploadTask:
             message = await peer.read_head()
             if message.status == 104 and self.location is None:
                 self.location = checked_offer(message, self._version)
+                self._offered.set()
             elif message.status >= 200:
                 message.body = await peer.read_body(message) if message.status != 204 else b""
                 return message
@@ -257,3 +278,20 @@ class UploadTask:
             await peer.send(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
         if self._chunked and cut is None:
             await peer.send(b"0\r\n\r\n")
+
+
+@asynccontextmanager
+async def sending(url: str, *pieces: bytes, size: int | None) -> AsyncIterator[tuple[Peer, str]]:
+    """An upload of `size` bytes under way, of which `pieces` were sent; with its URL."""
+    async with connect(url) as peer:
+        await peer.send(creation(size))
+        location = await read_offer(peer)
+        await peer.send(*pieces)
+        yield peer, location
+
+
+async def finish(url: str, location: str, file: File) -> Message:
+    """Send what is missing of an upload whose URL is known."""
+    task = UploadTask(url, file)
+    task.location = location
+    return await task.run()

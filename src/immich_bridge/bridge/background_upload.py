@@ -39,7 +39,7 @@ from immich_bridge.http.query import query_parameters
 from immich_bridge.http.record import RECORD
 from immich_bridge.media_types import SNIFF_BYTES
 from immich_bridge.resumable.joined_body import JoinedBody
-from immich_bridge.resumable.protocol import is_partial
+from immich_bridge.resumable.protocol import is_partial, may_be_resumable
 from immich_bridge.resumable.resource import Resumable
 from immich_bridge.resumable.upload import Finished, Upload
 
@@ -117,7 +117,7 @@ class BackgroundUpload:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("the body must be the file itself, without Content-Encoding")
         asset = Asset.parse(_value_reader(request, parameters))
-        if self._resumable is not None:
+        if self._resumable is not None and may_be_resumable(request.headers):
             owner = credentials_digest(request)
             if (creation := self._resumable.wanted(request, owner)) is not None:
                 upload = self._resumable_upload(

@@ -78,8 +78,8 @@ class Connection(web.RequestHandler, BodySkipper):
         """Whether the parser may take what comes next for something else than it is."""
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
-            return
+        if self._refused or self._force_close or self._close:
+            return  # aiohttp takes nothing any more, also of a body that is still coming
         known = len(self._messages)
         super().data_received(data)
         self._bound_head(len(data))

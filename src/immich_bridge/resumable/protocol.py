@@ -6,7 +6,7 @@ one table.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,6 +109,11 @@ def dialect_of(headers: Headers) -> Dialect | None:
     """The iteration of the draft that a client speaks, if we do."""
     version = _integer(headers, _VERSION_HEADER)
     return None if version is None else _DIALECTS.get(version)
+
+
+def may_be_resumable(names: Container[str]) -> bool:
+    """Whether a request with fields of these names may be more than an ordinary upload."""
+    return "Upload-Complete" in names or "Upload-Incomplete" in names
 
 
 def is_partial(headers: Headers) -> bool:
