@@ -53,7 +53,9 @@ class Answers:
             finally:
                 if protocol.transport is recorder:  # type: ignore[comparison-overlap]
                     protocol.transport = transport
-                answer = _parse(request.method, path, bytes(recorder.written))
+                # Clients of tus that cannot send a method say here which one they mean.
+                method = request.headers.get("X-HTTP-Method-Override", request.method)
+                answer = _parse(method, path, bytes(recorder.written))
                 if answer is not None:
                     self._note(answer, _document().problems(answer))
 

@@ -85,16 +85,18 @@ class TestASlowImmich:
             await flood.stalled()
             offset = (await state(bridge.address, location)).offset
             await flood.ended()
-        async with connect(bridge.address) as peer:
-            rest = LARGE[offset:]
-            await peer.send(append(location, offset, len(rest)), rest[:1000])
-            await let_time_pass(0.05)
-            flood = Flood(peer, rest[1000:])
-            await flood.stalled()
-            async with asyncio.timeout(3):
-                known = await state(bridge.address, location)
-            await flood.ended()
-        assert known.offset >= offset
+        for _ in range(3):
+            async with connect(bridge.address) as peer:
+                rest = LARGE[offset:]
+                await peer.send(append(location, offset, len(rest)), rest[:1000])
+                await let_time_pass(0.05)
+                flood = Flood(peer, rest[1000:])
+                await flood.stalled()
+                async with asyncio.timeout(3):
+                    known = await state(bridge.address, location)
+                await flood.ended()
+            assert known.offset >= offset
+            offset = known.offset
         immich.behaviour.release()
         rest = LARGE[known.offset :]
         assert_stored(immich, await resume(bridge.address, location, known.offset, rest), LARGE)

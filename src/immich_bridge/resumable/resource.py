@@ -108,12 +108,13 @@ class Resumable:
             self._check_size(upload.length, request.content_length)
             upload.check(0, upload.length, request.content_length)
             await upload.begin(name)
+            self.uploads.happened("created", name)
+            location = f"{PATH}/{name}{query}"
+            offer = interim_answer(creation.dialect, location, self._limits(upload))
+            await request.writer.write(offer)
         except BaseException:
-            await self.uploads.remove(name, "failed")
+            await self.uploads.remove(name, "failed")  # nobody has heard of it
             raise
-        self.uploads.happened("created", name)
-        location = f"{PATH}/{name}{query}"
-        await request.writer.write(interim_answer(creation.dialect, location, self._limits(upload)))
         # aiohttp holds an answer for begun once anything was written; this was not it.
         request.writer.output_size = 0
         finished = await self.take(request, name, upload, last=creation.complete)
