@@ -122,6 +122,36 @@ class TestNumbers:
         assert len(immich.assets) == 5
 
 
+class TestWhatIsKept:
+    async def test_of_an_upload_without_a_byte_is_nothing_for_long(
+        self, immich: StandIn, start_bridge: StartBridge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(uploads, "_EMPTY_SECONDS", 0.2)
+        monkeypatch.setattr(uploads, "_MOST_SWEEP_SECONDS", 0.05)
+        bridge = await start_bridge(immich.url)
+        begun = await hold(bridge.address)
+        empty = await hold(bridge.address, sent=b"")
+        async with asyncio.timeout(PATIENCE):
+            while (await ask(bridge.address, empty)).status != 404:
+                await let_time_pass(0.3)  # each question is a sign of life
+        assert (await state(bridge.address, begun)).offset == 1000
+
+    async def test_of_answers_are_the_newest(
+        self, immich: StandIn, start_bridge: StartBridge, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(uploads, "_MOST_REPLAYS", 2)
+        bridge = await start_bridge(immich.url)
+        locations = []
+        for seed in range(3):
+            photo = jpeg(1000, seed)
+            async with connect(bridge.address) as peer:
+                await peer.send(creation(len(photo)), photo)
+                locations.append(await read_offer(peer))
+                assert (await peer.read_answer()).status == 201
+        statuses = [(await ask(bridge.address, each)).status for each in locations]
+        assert statuses == [404, 204, 204]
+
+
 class TestSizes:
     @pytest.mark.parametrize("size", [SIZE, None])
     async def test_above_the_limit_are_refused(

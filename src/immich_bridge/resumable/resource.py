@@ -195,7 +195,7 @@ class Resumable:
                 return None
             record.upload = "" if upload.background else None
             try:
-                finished = await upload.finish(partial(self.uploads.happened, "completed", name))
+                finished = await upload.finish(partial(self.uploads.completed, name))
             except InsufficientStorage:
                 raise  # what has come is kept: it can be tried again
             except BridgeError as exc:

@@ -176,6 +176,8 @@ class Upload:
         self.complete = True
         if self._finishing is None:
             self._finishing = asyncio.create_task(self._finish(finished))
+            # Its client may have gone, and never ask what went wrong.
+            self._finishing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._finishing)
 
     async def _finish(self, finished: Callable[[], None]) -> Finished:

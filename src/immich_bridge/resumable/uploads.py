@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -23,6 +23,10 @@ MAX_UPLOADS_OF_ONE: Final = 32
 """A phone that lost its network leaves as many behind as it had under way."""
 _REPLAY_SECONDS: Final = 600.0
 """How long the answer to a finished upload is kept, since it may have been lost."""
+_MOST_REPLAYS: Final = 1000
+"""So many answers are kept; each takes some 6 KB."""
+_EMPTY_SECONDS: Final = 120.0
+"""How long an upload is kept of which no byte has come: it takes somebody's place for nothing."""
 _MOST_SWEEP_SECONDS: Final = 30.0
 
 EVENTS: Final = ("created", "resumed", "completed", "failed", "cancelled", "expired")
@@ -45,13 +49,14 @@ class Uploads:
     def __init__(self, hold: float) -> None:
         self.hold = hold
         self._entries: dict[str, _Entry] = {}
+        self._replays: deque[str] = deque()
         self._closing: set[asyncio.Task[None]] = set()
         self._events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
 
     @property
     def held(self) -> int:
         """How many are unfinished, and sent by nobody at the moment."""
-        return sum(not e.senders and not e.upload.finished for e in self._entries.values())
+        return sum(not entry.senders for entry in self._unfinished())
 
     def expose(self, metrics: Metrics) -> None:
         """Let `metrics` tell of them."""
@@ -69,8 +74,8 @@ class Uploads:
 
     def has_room(self, owner: str) -> bool:
         """Whether `owner` may begin another one."""
-        unfinished = [e.owner for e in self._entries.values() if not e.upload.finished]
-        return len(unfinished) < MAX_UPLOADS and unfinished.count(owner) < MAX_UPLOADS_OF_ONE
+        owners = [entry.owner for entry in self._unfinished()]
+        return len(owners) < MAX_UPLOADS and owners.count(owner) < MAX_UPLOADS_OF_ONE
 
     def add(self, upload: Upload, owner: str, name: str | None = None, *, idle: float = 0.0) -> str:
         """Keep an upload; returns the name under which it is found.
@@ -84,6 +89,13 @@ class Uploads:
     def hold_of(self, upload: Upload) -> float:
         """For how many seconds an upload is kept while nobody sends it."""
         return self.hold if upload.hold is None else upload.hold
+
+    def _unfinished(self) -> Iterator[_Entry]:
+        return (
+            entry
+            for entry in self._entries.values()
+            if not (entry.upload.finished or entry.upload.lost)
+        )
 
     def find(self, name: str) -> Upload:
         """The upload of that name; raises `NotFound`."""
@@ -104,6 +116,13 @@ class Uploads:
             offset=upload.offset,
             length=upload.length,
         )
+
+    def completed(self, name: str) -> None:
+        """The answer to an upload is known; the oldest of many that are kept is forgotten."""
+        self.happened("completed", name)
+        self._replays.append(name)
+        if len(self._replays) > _MOST_REPLAYS:
+            self._entries.pop(self._replays.popleft(), None)
 
     @contextmanager
     def sender(self, name: str) -> Iterator[None]:
@@ -158,6 +177,8 @@ class Uploads:
                 finished = entry.upload.finished
                 hold = self.hold_of(entry.upload)
                 kept = min(hold, _REPLAY_SECONDS) if finished else hold
+                if entry.upload.offset == 0:
+                    kept = min(kept, _EMPTY_SECONDS)
                 if entry.senders or (now - entry.quiet_since < kept and not entry.upload.lost):
                     continue
                 if finished:
