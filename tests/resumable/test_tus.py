@@ -141,6 +141,22 @@ class TestOnTheWire:
             assert (done.status, done.header("Upload-Offset")) == (201, str(len(PHOTO)))
         assert only_file(immich) == PHOTO
 
+    async def test_what_metadata_leaves_out_may_stand_in_headers(
+        self, immich: StandIn, bridge: Server
+    ) -> None:
+        size = ("Upload-Length", str(len(PHOTO)))
+        device = ("X-Device-Asset-Id", "B/L0/001"), ("X-Filename", "another.png")
+        async with connect(bridge.address) as peer:
+            target = f"{COLLECTION}?isFavorite=true"
+            done = await ask(
+                peer, "POST", target, VERSION, KEY, NAMED, size, OCTETS, *device, body=PHOTO
+            )
+            assert done.status == 201, done
+        (asset,) = immich.assets
+        assert asset.original_file_name == "Straße 1.jpg"
+        assert asset.fields["deviceAssetId"] == "A/L0/001"
+        assert asset.is_favorite
+
     async def test_where_it_is_wrong(self, immich: StandIn, bridge: Server) -> None:
         async with connect(bridge.address) as peer:
             url = await create(peer, 1000)

@@ -142,8 +142,10 @@ class BackgroundUpload:
         self, request: web.Request, metadata: Mapping[str, str], length: int
     ) -> tuple[Upload, str, str]:
         """An upload whose photo `metadata` describes: `resumable.tus_resource.Begin`."""
-        require_credentials(request, query_parameters(request))
-        asset = Asset.parse(lambda header: metadata_value(metadata, header))
+        parameters = query_parameters(request)
+        require_credentials(request, parameters)
+        read = _value_reader(request, parameters)
+        asset = Asset.parse(lambda header: metadata_value(metadata, header) or read(header))
         owner = credentials_digest(request)
         upload = self._resumable_upload(request, asset, length, owner, whole=False)
         return upload, owner, credential_query(request)
