@@ -28,6 +28,8 @@ from torture.effort import Effort
 PROMISE: Final = "12 soak"
 BUSIEST_MS: Final = 50.0
 """Milliseconds of processor time for which the event loop may keep everybody waiting."""
+_BUSIEST_OF_MANY_MS: Final = 100.0
+"""The same where many wait at once: one turn of the event loop serves all of them."""
 LEVEL_MIB: Final = 16.0
 """By which the memory of the last third may lie above that of the second."""
 _SMALL_SECONDS: Final = 3.0
@@ -91,7 +93,7 @@ async def test_mixed_traffic(effort: Effort, watched: Watched, tmp_path: Path) -
     await eventually(lambda: watched.seen().tasks <= start.tasks, _PATIENCE)
     end = watched.seen()
     assert end.blocking_calls == []
-    assert end.busiest_turn_ms <= BUSIEST_MS
+    assert end.busiest_turn_ms <= _BUSIEST_OF_MANY_MS
     assert watched.temporary_files() == []
     level, before = memory_levels([look["rss_mib"] for look in traffic["server"]["looks"]])
     if effort.full:

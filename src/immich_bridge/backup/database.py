@@ -127,12 +127,12 @@ class Database:
         """Open the file, make it if need be, and bring its schema up to date."""
         try:
             await asyncio.to_thread(_make_file, self._path)
-            writer = await aiosqlite.connect(self._path, isolation_level=None)
+            writer = await _connect(self._path)
         except (OSError, sqlite3.Error) as exc:
             raise DatabaseError(f"{self._path} cannot be opened: {exc}") from exc
         try:
             await _run(writer, _prepare)
-            reader = await aiosqlite.connect(self._path, isolation_level=None)
+            reader = await _connect(self._path)
         except (OSError, sqlite3.Error) as exc:
             await writer.close()
             raise DatabaseError(f"{self._path} cannot be used: {exc}") from exc
@@ -197,6 +197,16 @@ def _read_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> lis
         except Exception as exc:
             results.append(_Failed(exc))
     return results
+
+
+async def _connect(path: Path) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(path, isolation_level=None)
+    try:
+        return await connection
+    except sqlite3.Error:
+        # Its thread has a last word to say, and the event loop may be closed by then.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 async def _run(connection: aiosqlite.Connection, work: Work[T]) -> T:
