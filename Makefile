@@ -27,7 +27,7 @@ test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, t
 	$(BIN)/pytest $(ARGS)
 
 # PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes.
-torture: $(VENV)/installed-test ## faults, abuse and load, a quarter of an hour (PARTS="kills soak" SEED=7 SOAK=30)
+torture: $(VENV)/installed-test ## faults, abuse and load, three quarters of an hour (PARTS="kills soak" SEED=7 SOAK=30)
 	$(BIN)/pytest $(if $(PARTS),$(PARTS:%=tests/torture/test_%.py),tests/torture) --torture \
 		$(if $(SEED),--seed $(SEED)) $(if $(SOAK),--soak-minutes $(SOAK)) $(ARGS)
 
