@@ -37,6 +37,9 @@ def main(
 ) -> int:
     """Run the command line; returns the exit code (0 done, 1 refused, 2 usage)."""
     options = _parser().parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == []:  # what some releases of Python make of `--username=--`
+            setattr(options, name, "--")
     flags = {
         setting.name: getattr(options, setting.field_name)
         for setting in SETTINGS
