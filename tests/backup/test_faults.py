@@ -333,7 +333,7 @@ class TestSigkill:
         server = await start_backup_process()
         api = await logged_in(server)
         names = await index(api, *ROUTES)
-        for life in range(12):
+        for life in range(6):
             # Everybody works; one of them gets a few answers, and then it may come any time.
             survivor = workers[life % len(workers)]
             target = survivor.answered + life // len(workers)

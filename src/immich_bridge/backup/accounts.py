@@ -27,7 +27,7 @@ T = TypeVar("T")
 _TIME_COST: Final = 2
 _MEMORY_KIB: Final = 19 * 1024
 _PARALLELISM: Final = 1
-_HASHES_AT_ONCE: Final = 2 if (os.cpu_count() or 1) > 2 else 1
+_HASHES_AT_ONCE: Final = 2
 """Each takes a core and 19 MiB for some 40 ms: a flood of logins must not take the server."""
 _MOST_WAITING: Final = 32
 """Passwords that wait to be hashed, a second's worth or two; what comes on top is refused."""
