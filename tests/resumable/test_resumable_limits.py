@@ -26,7 +26,7 @@ from resumable.urlsession import (
     read_offer,
     state,
 )
-from scrape import ON, scrape
+from scrape import ON, scrape, scrape_when
 from wire import PATIENCE, connect, fetch
 
 if TYPE_CHECKING:
@@ -75,6 +75,21 @@ class TestHold:
                 await let_time_pass(0.1)
             await peer.send(PHOTO[160_000:])
             assert (await peer.read_answer()).status == 201
+
+    async def test_does_not_count_while_immich_makes_up_its_mind(
+        self, immich: StandIn, start_bridge: StartBridge
+    ) -> None:
+        bridge = await start_bridge(immich.url, RESUMABLE_HOLD="200ms", **ON)
+        immich.behaviour = Behaviour(hold_answer=True)
+        async with connect(bridge.address) as peer:
+            await peer.send(creation(SIZE), PHOTO)
+            await read_offer(peer)
+            await arrived(immich, SIZE, SIZE)
+        await let_time_pass(1)  # several holds
+        immich.behaviour.release()
+        completed = "immich_bridge_resumable_uploads_total"
+        await scrape_when(bridge, lambda seen: seen.value(completed, event="completed") == 1)
+        assert len(immich.assets) == 1
 
 
 class TestNumbers:

@@ -70,14 +70,17 @@ class TusResource:
             _require_type(request)
         metadata = tus.parse_metadata(request.headers.get("Upload-Metadata", ""))
         upload, owner, query = self._begin(request, metadata, length)
-        if not self._resumable.uploads.has_room(owner):
-            await upload.discard()
-            raise Unavailable("too many uploads are unfinished")
+        try:
+            upload.check(0, length, request.content_length)
+            if not self._resumable.uploads.has_room(owner):
+                raise Unavailable("too many uploads are unfinished")
+        except BridgeError:
+            await upload.discard()  # nobody has heard of it
+            raise
         name = self._resumable.uploads.add(upload, owner)
         self._resumable.uploads.happened("created", name)
         finished = None
         if brings_bytes:
-            upload.check(0, length, request.content_length)
             finished = await self._take(request, name, upload)
         response = self._answer(201, upload, finished)
         if response.status == 201:

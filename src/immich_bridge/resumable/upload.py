@@ -116,6 +116,11 @@ class Upload:
         """Whether there is nothing left to go on with."""
         return self._destination.lost and not self.finished
 
+    @property
+    def finishing(self) -> bool:
+        """Whether all of it is here, and what becomes of it is about to be known."""
+        return self._finishing is not None and not self._finishing.done()
+
     async def begin(self, name: str) -> None:
         """Get ready for the first byte."""
         await self._destination.begin(name)

@@ -27,6 +27,7 @@ _MOST_REPLAYS: Final = 1000
 """So many answers are kept; each takes some 6 KB."""
 _EMPTY_SECONDS: Final = 120.0
 """How long an upload is kept of which no byte has come: it takes somebody's place for nothing."""
+_LEAST_SWEEP_SECONDS: Final = 0.05
 _MOST_SWEEP_SECONDS: Final = 30.0
 
 EVENTS: Final = ("created", "resumed", "completed", "failed", "cancelled", "expired")
@@ -171,17 +172,25 @@ class Uploads:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(min(self.hold / 4, _MOST_SWEEP_SECONDS))
-            now = asyncio.get_running_loop().time()
-            for name, entry in list(self._entries.items()):
-                finished = entry.upload.finished
-                hold = self.hold_of(entry.upload)
-                kept = min(hold, _REPLAY_SECONDS) if finished else hold
-                if entry.upload.offset == 0:
-                    kept = min(kept, _EMPTY_SECONDS)
-                if entry.senders or (now - entry.quiet_since < kept and not entry.upload.lost):
-                    continue
-                if finished:
-                    del self._entries[name]
-                else:
-                    await self.remove(name, "failed" if entry.upload.lost else "expired")
+            await asyncio.sleep(max(_LEAST_SWEEP_SECONDS, min(self.hold / 4, _MOST_SWEEP_SECONDS)))
+            try:
+                await self._sweep()
+            except Exception:
+                _logger.exception("sweeping unfinished uploads failed")
+
+    async def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for name, entry in list(self._entries.items()):
+            finished = entry.upload.finished
+            hold = self.hold_of(entry.upload)
+            kept = min(hold, _REPLAY_SECONDS) if finished else hold
+            if entry.upload.offset == 0:
+                kept = min(kept, _EMPTY_SECONDS)
+            if entry.senders or entry.upload.finishing:
+                continue
+            if now - entry.quiet_since < kept and not entry.upload.lost:
+                continue
+            if finished:
+                self._entries.pop(name, None)
+            else:
+                await self.remove(name, "failed" if entry.upload.lost else "expired")
