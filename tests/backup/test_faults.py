@@ -333,12 +333,16 @@ class TestSigkill:
         server = await start_backup_process()
         api = await logged_in(server)
         names = await index(api, *ROUTES)
-        for life in range(6):
+        lives = 6
+        for life in range(lives):
             # Everybody works; one of them gets a few answers, and then it may come any time.
             survivor = workers[life % len(workers)]
             target = survivor.answered + life // len(workers)
             running = asyncio.gather(*(worker.run(api) for worker in workers))
             await asyncio.wait_for(survivor.until_answered(target), PATIENCE)
+            if life == lives - 1:  # on a slow machine some of them had no time before
+                for worker in workers:
+                    await asyncio.wait_for(worker.until_answered(3), PATIENCE)
             loop.call_later(chance.uniform(0.0, 0.1), server.process.kill)
             await asyncio.wait_for(running, PATIENCE)
             await asyncio.wait_for(server.process.wait(), PATIENCE)
@@ -347,7 +351,6 @@ class TestSigkill:
             server = await start_backup_process()
             api = Api(server.url, api.token)
             await self.check_restarted(api, db_path, storage_dir, indexer)
-        assert all(worker.answered >= 3 for worker in workers), workers
         assert await self.command_line(backup_settings, "--repair") == 0
         assert await self.command_line(backup_settings) == 0
 

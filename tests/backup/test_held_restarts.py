@@ -220,7 +220,7 @@ async def test_uploads_that_nobody_went_on_with_for_a_day_are_removed(
         os.utime(path, (written, written))
     server = await start_backup_process(RESUMABLE_HOLD="200ms")  # also how often is looked
     await eventually(lambda: len(held(storage_dir)) == 2)
-    assert any("upload expired" in line for line in server.log)
+    await eventually(lambda: any("upload expired" in line for line in server.log))
     api.url = server.url
     assert (await uploads[1].ask()).status == 404
     await let_time_pass(0.2)

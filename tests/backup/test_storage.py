@@ -498,7 +498,7 @@ class TestSweeping:
 
 TRACED = (
     "openat,write,writev,pwrite64,ftruncate,sendto,sendmsg,mkdir,mkdirat,"
-    "utimensat,futimesat,fsync,fdatasync,rename,renameat,renameat2"
+    "utimensat,futimesat,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
 )
 
 
@@ -551,21 +551,32 @@ class TestOrderOfASafeWrite:
             assert answer.status == 200, answer
         output = tmp_path / "strace"
         async with traced(server.process.pid, output, "-y", "-s", "32", "-e", f"trace={TRACED}"):
-            for route in ROUTES:
-                content = pattern(3_000_000)
-                assert (await upload(api, route, content, local_id=route)).status == 200
+            for seed in (1, 2):  # the second one replaces the first
+                for route in ROUTES:
+                    content = pattern(3_000_000, seed)
+                    assert (await upload(api, route, content, local_id=route)).status == 200
         calls = parse_strace(output.read_text())
         answers = [call for call in calls if "HTTP/1.1 200" in call.text]
-        assert len(answers) == len(ROUTES)
+        assert len(answers) == 2 * len(ROUTES)
         begin = 0
-        for number, answer_call in enumerate(answers, 10):
+        for number, answer_call in enumerate(answers):
             upload_calls = [c for c in calls if begin <= c.began < answer_call.began]
-            folder = storage_dir / "photo/1/2025/12" / str(number)
-            self.check_order(upload_calls, answer_call, folder, db_path, storage_dir)
+            replaces, day = divmod(number, len(ROUTES))
+            folder = storage_dir / "photo/1/2025/12" / str(10 + day)
+            self.check_order(
+                upload_calls, answer_call, folder, db_path, storage_dir, replaces=bool(replaces)
+            )
             begin = answer_call.ended
 
     def check_order(
-        self, calls: list[Call], answer: Call, folder: Path, db_path: Path, storage_dir: Path
+        self,
+        calls: list[Call],
+        answer: Call,
+        folder: Path,
+        db_path: Path,
+        storage_dir: Path,
+        *,
+        replaces: bool,
     ) -> None:
         def named(*names: str) -> list[Call]:
             return [call for call in calls if call.name in names]
@@ -574,11 +585,17 @@ class TestOrderOfASafeWrite:
             assert len(found) == 1, found
             return found[0]
 
-        renames = [c for c in named("rename", "renameat", "renameat2") if "IMG_0001.jpg" in c.text]
-        rename = only(renames)
-        paths = re.findall(r'"([^"]*)"', rename.text)
-        assert Path(paths[-1]) == folder / "IMG_0001.jpg"
-        temporary = paths[0]
+        def paths(call: Call) -> list[str]:
+            return re.findall(r'"([^"]*)"', call.text)
+
+        photo = str(folder / "IMG_0001.jpg")
+        placements = [
+            call
+            for call in named("rename", "renameat", "renameat2", "link", "linkat")
+            if paths(call)[-1] == photo and call.text.endswith("= 0")
+        ]
+        placement = only(placements)
+        temporary = paths(placement)[0]
         assert Path(temporary).parent == folder
         created = [c for c in named("openat") if f'"{temporary}"' in c.text and "O_CREAT" in c.text]
         assert "O_EXCL" in created[0].text
@@ -590,24 +607,30 @@ class TestOrderOfASafeWrite:
         assert writes
         assert created[0].ended < min(c.began for c in writes)
         assert max(c.ended for c in [*writes, times]) < sync.began
-        assert sync.ended < rename.began
+        assert sync.ended < placement.began
         # An entry survives once the folder that holds it is synced.
         syncs = named("fsync")
 
         def synced(path: Path, after: int) -> list[Call]:
             return [c for c in syncs if f"<{path}>" in c.text and c.began > after]
 
-        folder_sync = synced(folder, rename.ended)[0]
+        folder_sync = synced(folder, placement.ended)[0]
         made_folders = named("mkdir", "mkdirat")
-        assert made_folders
+        assert made_folders or replaces
         for made in made_folders:
-            path = Path(re.findall(r'"([^"]*)"', made.text)[0])
+            path = Path(paths(made)[0])
             assert storage_dir in path.parents
             assert synced(path.parent, made.ended)[0].ended < answer.began
         # Then the row, and it is on disk before the answer.
         log = f"<{db_path}-wal>"
-        row = [c for c in named("pwrite64", "write") if log in c.text and c.began > rename.ended]
+        row = [c for c in named("pwrite64", "write") if log in c.text and c.began > placement.ended]
         row_sync = [c for c in named("fsync", "fdatasync") if log in c.text][-1]
         assert folder_sync.ended < min(c.began for c in row)
         assert max(c.ended for c in row) < row_sync.began
         assert row_sync.ended < answer.began
+        # From before the photo is seen until its row is there a mark lies beside it.
+        mark = str(folder / ".upload-IMG_0001.jpg.placed") if replaces else temporary
+        if replaces:
+            assert paths(only([c for c in named("link") if paths(c)[0] == photo])) == [photo, mark]
+        removed = [c for c in named("unlink") if paths(c) == [mark] and c.text.endswith("= 0")]
+        assert row_sync.ended < only(removed).began

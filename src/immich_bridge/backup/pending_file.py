@@ -1,8 +1,8 @@
 """A file that is being received: in memory, then in a temporary file, then in its place.
 
 The order of a safe write: a temporary file in the folder of its destination, so that the
-rename stays within one file system; the bytes; the times; fsync of the file; rename; fsync
-of the folder. A crash at any point leaves the old file or the new one, and at worst a
+rename stays within one file system; the bytes; the times; fsync of the file; rename, or a second
+name; fsync of the folder. A crash at any point leaves the old file or the new one, and at worst a
 temporary file, which the next start sweeps away.
 """
 
@@ -114,8 +114,9 @@ class PendingFile:
     ) -> None:
         """Put the file at `destination` for good, in place of what is there.
 
-        `modified` (unix seconds) becomes its time; `mark` is made before. Returns when it
-        would survive a power cut; raises `InsufficientStorage` or `InternalError`.
+        `modified` (unix seconds) becomes its time; `mark` stays, for the caller to remove.
+        Returns when it would survive a power cut; raises `InsufficientStorage` or
+        `InternalError`.
         """
         await self._written()
 
@@ -130,14 +131,12 @@ class PendingFile:
                 _set_time(file.fileno(), modified)
                 os.fsync(file.fileno())
             self._disk.make_folder(destination.parent)
-            if mark is not None:
-                mark.make()
-            try:
+            if mark is None:
                 self.path.replace(destination)
-            except OSError:
-                if mark is not None:
-                    mark.remove()
-                raise
+            else:
+                if self.path.parent != destination.parent:
+                    self.path = self.path.rename(destination.with_name(self.path.name))
+                mark.place(self.path)
             try:
                 self._disk.sync_folder(destination.parent)
             except OSError:

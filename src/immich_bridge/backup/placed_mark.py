@@ -1,9 +1,11 @@
 """The mark beside a photo that is being put into its place, until its row is written.
 
-A rename and a commit cannot be one step. A crash between the two leaves a whole photo of which
-the database does not know, or knows another size. The mark is made before the rename, goes after
-the commit, and so tells the next start which rows to bring in line with the disk. Where a photo
-is replaced, the mark is the old one by a second name: as long as it is there, it can be put back.
+A place on disk and a row cannot be taken in one step. A crash between the two leaves a whole
+photo of which the database does not know, or knows another size. The mark is there before the
+photo is seen, goes after the commit, and so tells the next start which rows to bring in line
+with the disk. It costs a new photo next to nothing: that gets its place as a second name, and its
+temporary file is the mark. Where a photo is replaced, the mark is the old one by a second name:
+as long as it is there, it can be put back.
 """
 
 import errno
@@ -15,9 +17,9 @@ from typing import Final
 NAME: Final = ".upload-{}.placed"
 _MODE: Final = 0o640
 _NO_LINK: Final = frozenset(
-    {errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+    {errno.EEXIST, errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 )
-"""There is no old photo, or the file system has no second names, or no more of them."""
+"""There is an old photo, or none; or the file system has no second names, or no more of them."""
 
 
 class PlacedMark:
@@ -25,27 +27,42 @@ class PlacedMark:
 
     def __init__(self, photo: Path) -> None:
         self.photo = photo
-        self.path = photo.with_name(NAME.format(photo.name))
+        self.path = self._beside = photo.with_name(NAME.format(photo.name))
+        """Where it lies, or will."""
         self._is_old_photo = False
         self._photo_is_new = False
 
     @classmethod
-    def at(cls, path: Path) -> "PlacedMark":
-        """The mark that lies at `path`."""
+    def at(cls, path: Path) -> "PlacedMark | None":
+        """The mark that a former life left at `path`; None if it is that of no photo."""
         start, _, end = NAME.partition("{}")
-        return cls(path.with_name(path.name.removeprefix(start).removesuffix(end)))
+        if path.match(NAME.format("*")):
+            return cls(path.with_name(path.name.removeprefix(start).removesuffix(end)))
+        status = path.stat()
+        if status.st_nlink == 1:
+            return None
+        with os.scandir(path.parent) as entries:
+            for entry in entries:
+                if entry.inode() == status.st_ino and not entry.name.startswith(start):
+                    mark = cls(path.with_name(entry.name))
+                    mark.path = path
+                    return mark
+        return None
 
-    def make(self) -> None:
-        """Make it, before the photo is put into its place. Raises `OSError`."""
-        self.path.unlink(missing_ok=True)  # of an upload that failed
+    def place(self, temporary: Path) -> None:
+        """Put the file at `temporary`, which lies in the photo's folder, into its place.
+
+        Raises `OSError`; then everything is as it was.
+        """
         try:
-            os.link(self.photo, self.path)
-            self._is_old_photo = True
+            os.link(temporary, self.photo)
         except OSError as exc:
             if exc.errno not in _NO_LINK:
                 raise
-            self._photo_is_new = exc.errno == errno.ENOENT
-            self._make_empty()
+            self._replace_with(temporary)
+        else:
+            self.path = temporary
+            self._photo_is_new = True
 
     def undo(self, *, keep: bool) -> None:
         """Put back what was there before, as far as that can be done.
@@ -56,19 +73,36 @@ class PlacedMark:
         with suppress(OSError):
             if self._is_old_photo:
                 self.path.replace(self.photo)
+                if keep:
+                    self._make_empty()
             elif self._photo_is_new:
+                if keep:
+                    self._make_empty()
                 self.photo.unlink(missing_ok=True)
-            else:
-                return
-            if keep:
-                self._make_empty()
-            else:
-                self.path.unlink(missing_ok=True)
+                if not keep or self.path != self._beside:
+                    self.path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove it, as file and row are in step; one that stays does no harm."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)  # of an upload that failed
+
+    def _replace_with(self, temporary: Path) -> None:
+        self._beside.unlink(missing_ok=True)  # of an upload that failed
+        try:
+            os.link(self.photo, self._beside)
+            self._is_old_photo = True
+        except OSError as exc:
+            if exc.errno not in _NO_LINK:
+                raise
+            self._photo_is_new = exc.errno == errno.ENOENT
+            self._make_empty()
+        try:
+            temporary.replace(self.photo)
+        except OSError:
+            self.remove()
+            raise
 
     def _make_empty(self) -> None:
-        os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, _MODE))
+        os.close(os.open(self._beside, os.O_WRONLY | os.O_CREAT, _MODE))

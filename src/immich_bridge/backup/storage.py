@@ -53,8 +53,8 @@ class Storage:
         else:
             self.alone = True
             for path in self.root.rglob(_BEGUN):
-                if self.is_mark(path):
-                    self.marks.append(PlacedMark.at(path))
+                if mark := PlacedMark.at(path):
+                    self.marks.append(mark)
                 elif self.is_temporary(path):
                     path.unlink(missing_ok=True)
                     swept += 1
