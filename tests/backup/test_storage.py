@@ -553,7 +553,7 @@ class TestOrderOfASafeWrite:
         async with traced(server.process.pid, output, "-y", "-s", "32", "-e", f"trace={TRACED}"):
             for seed in (1, 2):  # the second one replaces the first
                 for route in ROUTES:
-                    content = pattern(3_000_000, seed)
+                    content = pattern(3_000_000 + seed)
                     assert (await upload(api, route, content, local_id=route)).status == 200
         calls = parse_strace(output.read_text())
         answers = [call for call in calls if "HTTP/1.1 200" in call.text]
