@@ -10,9 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,6 +18,7 @@ from typing import Any, Final, TypeVar
 import aiosqlite
 
 from immich_bridge.backup.disk import make_folders
+from immich_bridge.backup.lane import Failed, Lane
 from immich_bridge.errors import InsufficientStorage, InternalError
 
 T = TypeVar("T")
@@ -49,67 +48,36 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """What became of work that raised."""
-
-    error: Exception
-
-
-class _Lane:
-    """The way to one connection: what waits while it is busy goes there in one hop.
-
-    `run_all` runs each work on the connection's thread and gives its result, or `_Failed`.
-    """
+class _Connection:
+    """A connection and the way to it. `run_all` runs each work on the connection's thread."""
 
     def __init__(
         self,
         connection: aiosqlite.Connection,
-        run_all: Callable[..., list[Any]],
+        run_all: Callable[[sqlite3.Connection, Sequence[Work[Any]]], list[Any]],
     ) -> None:
         self._connection = connection
         self._run_all = run_all
-        self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
-        self._driver: asyncio.Task[None] | None = None
+        self._lane = Lane[Work[Any]](self._run_together)
 
     async def run(self, work: Work[T]) -> T:
         """The result of `work`. Once begun it ends also when the caller is cancelled."""
-        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, outcome))
-        if self._driver is None:
-            self._driver = asyncio.create_task(self._drive())
         try:
-            return await outcome
+            result: T = await self._lane.run(work)
         except sqlite3.Error as exc:
             # Errors of the module itself, a closed connection say, have no code.
             if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise InsufficientStorage("the disk of the database is full") from exc
             raise InternalError(f"database error: {exc}") from exc
+        return result
 
     async def close(self) -> None:
         """Close the connection after what waits for it."""
-        if self._driver is not None:
-            await self._driver
+        await self._lane.drain()
         await self._connection.close()
 
-    async def _drive(self) -> None:
-        while self._waiting:
-            batch = [each for each in self._waiting if not each[1].cancelled()]
-            self._waiting.clear()
-            try:
-                results = await _run(
-                    self._connection, partial(self._run_all, works=[work for work, _ in batch])
-                )
-            except Exception as exc:
-                results = [_Failed(exc)] * len(batch)
-            for (_, outcome), result in zip(batch, results, strict=True):
-                if outcome.done():
-                    continue  # cancelled meanwhile
-                if isinstance(result, _Failed):
-                    outcome.set_exception(result.error)
-                else:
-                    outcome.set_result(result)
-        self._driver = None
+    async def _run_together(self, works: Sequence[Work[Any]]) -> list[Any]:
+        return await _run(self._connection, lambda connection: self._run_all(connection, works))
 
 
 class Database:
@@ -120,8 +88,8 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer: _Lane
-        self._reader: _Lane
+        self._writer: _Connection
+        self._reader: _Connection
 
     async def open(self) -> None:
         """Open the file, make it if need be, and bring its schema up to date."""
@@ -140,8 +108,8 @@ class Database:
             await writer.close()
             raise
         await _run(reader, _prepare_reader)
-        self._writer = _Lane(writer, _write_all)
-        self._reader = _Lane(reader, _read_all)
+        self._writer = _Connection(writer, _write_all)
+        self._reader = _Connection(reader, _read_all)
 
     async def close(self) -> None:
         """Close the file; what was committed stays."""
@@ -176,7 +144,7 @@ def _write_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> li
         # cannot get it later while another process writes.
         connection.execute("BEGIN IMMEDIATE")
     except Exception as exc:
-        return [_Failed(exc)] * len(works)  # none of them would fare better alone
+        return [Failed(exc)] * len(works)  # none of them would fare better alone
     try:
         results = [work(connection) for work in works]
         connection.execute("COMMIT")
@@ -184,7 +152,7 @@ def _write_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> li
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if len(works) == 1:
-            return [_Failed(exc)]
+            return [Failed(exc)]
         return [result for work in works for result in _write_all(connection, [work])]
     return results
 
@@ -195,7 +163,7 @@ def _read_all(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> lis
         try:
             results.append(work(connection))
         except Exception as exc:
-            results.append(_Failed(exc))
+            results.append(Failed(exc))
     return results
 
 

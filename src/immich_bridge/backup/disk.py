@@ -7,13 +7,14 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from immich_bridge.backup.lane import Lane
 from immich_bridge.errors import InsufficientStorage, InternalError
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
+        self._removals = Lane(self._remove_all)
         self._synced: set[Path] = set()
         self._folder_syncs: WeakValueDictionary[Path, _FolderSync] = WeakValueDictionary()
         self._folder_syncs_lock = threading.Lock()
@@ -51,6 +53,13 @@ class Disk:
         """
         with translated(what):
             return await to_its_end(asyncio.get_running_loop().run_in_executor(self.executor, work))
+
+    async def remove(self, *paths: Path) -> None:
+        """Remove files, of which it does no harm that they stay: what fails is passed over.
+
+        Those that come at the same time share a hop to a thread.
+        """
+        await self._removals.run(paths)
 
     def make_folder(self, folder: Path) -> None:
         """Make `folder` so that it survives a power cut.
@@ -91,6 +100,15 @@ class Disk:
             if sync is None:
                 sync = self._folder_syncs[folder] = _FolderSync(folder)
         sync.run()
+
+    async def _remove_all(self, files: Sequence[Sequence[Path]]) -> Sequence[None]:
+        def remove() -> None:
+            for path in itertools.chain.from_iterable(files):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+        await asyncio.get_running_loop().run_in_executor(self.executor, remove)
+        return [None] * len(files)
 
 
 class _FolderSync:

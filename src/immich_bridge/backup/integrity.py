@@ -119,7 +119,7 @@ class Integrity:
                 await self._database.write(
                     partial(_settle, user_id, photo.local_id, extension, mark.photo)
                 )
-            await self._storage.disk.run(mark.path, mark.remove)
+            await self._storage.disk.remove(*mark.files)
 
     async def fix_times(
         self, user_id: int | None, *, dry_run: bool, progress: Progress

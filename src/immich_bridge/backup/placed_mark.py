@@ -10,6 +10,7 @@ as long as it is there, it can be put back.
 
 import errno
 import os
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -82,11 +83,13 @@ class PlacedMark:
                 if not keep or self.path != self._beside:
                     self.path.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Remove it, as file and row are in step; one that stays does no harm."""
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-            self._beside.unlink(missing_ok=True)  # of an upload that failed
+    @property
+    def files(self) -> Set[Path]:
+        """What is to be removed once file and row are in step; what stays does no harm.
+
+        Beside the mark itself that of an upload that failed.
+        """
+        return {self.path, self._beside}
 
     def _replace_with(self, temporary: Path) -> None:
         self._beside.unlink(missing_ok=True)  # of an upload that failed
@@ -101,7 +104,8 @@ class PlacedMark:
         try:
             temporary.replace(self.photo)
         except OSError:
-            self.remove()
+            with suppress(OSError):
+                self._beside.unlink(missing_ok=True)
             raise
 
     def _make_empty(self) -> None:

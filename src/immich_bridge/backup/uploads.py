@@ -150,5 +150,5 @@ class Uploads:
             except Exception:
                 await self._storage.disk.run(place, partial(mark.undo, keep=True))
                 raise
-            await self._storage.disk.run(place, mark.remove)
+            await self._storage.disk.remove(*mark.files)
             self._stored.add(way, pending.size)
