@@ -19,12 +19,15 @@ help: ## list these targets
 demo: $(VENV)/installed ## show it: a stand-in Immich, the bridge, and photos sent through it
 	@$(BIN)/python tests/demo.py $(ARGS)
 
-test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, tests
+# Tests wait more than they compute: three at once keep two processors busy.
+JOBS := 3
+
+test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, tests (JOBS=0: one by one)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 # PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes.
 torture: $(VENV)/installed-test ## faults, abuse and load, three quarters of an hour (PARTS="kills soak" SEED=7 SOAK=30)

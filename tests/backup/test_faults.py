@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from backup_uploads import (
     upload_request,
 )
 from backup_wing import Answer, Api, photo, rows
+from debian_tools import INSTALL_SECONDS
 from folder_watch import watched
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.database import Database
@@ -39,6 +40,7 @@ from immich_bridge.config import Config
 from immich_bridge.serve import Server, running_server
 from log_capture import written_log
 from mounts import filled, mounted
+from tracing import traced
 from wire import PATIENCE, connect
 
 StartBackup = Callable[..., Awaitable[Server]]
@@ -423,12 +425,16 @@ class TestSigkill:
         assert on_disk(storage_dir) == {JPG: b"new"}
         assert stored_sizes(db_path) == {"IMG_1234": 3}
 
+    @pytest.mark.timeout(INSTALL_SECONDS + 60)
+    @pytest.mark.parametrize("second_names", [True, False])
     @pytest.mark.parametrize("route", ROUTES)
     async def test_between_the_file_and_its_row(
         self,
         route: Route,
+        second_names: bool,
         start_backup_process: StartServerProcess,
         user: User,
+        tmp_path: Path,
         storage_dir: Path,
         db_path: Path,
     ) -> None:
@@ -438,10 +444,16 @@ class TestSigkill:
         await upload(api, "raw", OLD, local_id="other")
         new = f"{FOLDER}/IMG_0002.jpg"
         content = pattern(100_000, 2)
-        with locked(db_path), watched(storage_dir / FOLDER) as folder:
-            async with begun(api, route, content, sent=None):
-                await folder.until((storage_dir / new).is_file)
-                await killed(server)
+        async with AsyncExitStack() as stack:
+            if not second_names:  # the file system knows none
+                without = ("-e", "trace=link", "-e", "inject=link:error=EPERM")
+                tracing = traced(server.process.pid, tmp_path / "strace", *without)
+                await stack.enter_async_context(tracing)
+            stack.enter_context(locked(db_path))
+            folder = stack.enter_context(watched(storage_dir / FOLDER))
+            await stack.enter_async_context(begun(api, route, content, sent=None))
+            await folder.until((storage_dir / new).is_file)
+            await killed(server)
         visible = {JPG: OLD, new: content}
         left = on_disk(storage_dir)
         unmarked = [name for name in left if ".chunks/" not in name and ".upload-" not in name]

@@ -30,6 +30,7 @@ from torture.kills_requests import (
     kinds_of_requests,
 )
 from torture.strace_faults import REMOVALS, SYNCS, Call, calls_of, injected
+from tracing import traced
 from wire import PATIENCE
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
@@ -271,16 +272,16 @@ async def test_a_file_system_that_knows_no_second_names(
     start_process: StartProcess, tmp_path: Path
 ) -> None:
     (library,) = await new_libraries(tmp_path, 1, start_process)
-    make = all_kinds()["form, replaced"]
-    link = await first_call(library, make, "link")
-    for error in ("EPERM", "EOPNOTSUPP", "EMLINK"):
-        upload = make()
-        await upload.prepare(library)
-        output = library.folder / "strace"
-        async with injected(library.pid, output, link, f"error={error}") as injection:
-            assert await answer_to(upload, library) is None
-        assert injection.failed
-        await library.check()
+    output = library.folder / "strace"
+    for kind in ("form, new", "form, replaced"):
+        for error in ("EPERM", "EOPNOTSUPP", "EMLINK"):
+            upload = all_kinds()[kind]()
+            await upload.prepare(library)
+            inject = f"inject=link:error={error}"
+            async with traced(library.pid, output, "-e", "trace=link", "-e", inject):
+                assert await answer_to(upload, library) is None
+            assert "(INJECTED)" in output.read_text()
+            await library.check()
 
 
 async def first_call(library: Library, make: MakeRequest, name: str) -> Call:
