@@ -86,6 +86,7 @@ async def test_every_flag_of_a_running_server(tmp_path: Path) -> None:
     flags = {
         "--host": "127.0.0.1",
         "--port": "0",
+        "--workers": "1",
         "--immich-server-url": "",
         "--db-path": str(tmp_path / "flags" / "app.db"),
         "--storage-dir": str(tmp_path / "flags" / "storage"),
@@ -99,6 +100,7 @@ async def test_every_flag_of_a_running_server(tmp_path: Path) -> None:
             "PATH": os.environ["PATH"],
             "HOST": "192.0.2.1",
             "PORT": "1",
+            "WORKERS": "64",
             "IMMICH_SERVER_URL": "http://192.0.2.1",
             **{name: str(elsewhere) for name in ("DB_PATH", "STORAGE_DIR", "JWT_SECRET_PATH")},
         },

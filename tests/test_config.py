@@ -24,6 +24,7 @@ def test_defaults() -> None:
     assert config.listen_addr == ("", 8080)
     assert config.immich_server_url == "http://localhost:2283"
     assert config.backup_enabled is True
+    assert config.workers == 1
     assert config.max_upload_size == 52_428_800
     assert config.max_stream_size == 0
     assert config.trusted_proxies == ()
@@ -43,6 +44,7 @@ def test_defaults() -> None:
         ("IMMICH_SERVER_URL", "http://immich:2283/", "http://immich:2283"),
         ("IMMICH_SERVER_URL", "https://example/immich/", "https://example/immich"),
         ("IMMICH_SERVER_URL", "http://[::1]:2283", "http://[::1]:2283"),
+        ("WORKERS", "1", 1),
         ("BACKUP_ENABLED", "No", False),
         ("READY_REQUIRES_IMMICH", "ON", True),
         ("READY_REQUIRES_IMMICH", "1", True),
@@ -84,6 +86,7 @@ def test_values(name: str, text: str, value: object) -> None:
         *(("IMMICH_SERVER_URL", text) for text in ("immich:2283", "ftp://immich", "http://")),
         *(("IMMICH_SERVER_URL", text) for text in ("http://a?b", "http://a#b", "http://a b")),
         *(("IMMICH_SERVER_URL", text) for text in ("http://a:99999", "http://[::1", "//immich")),
+        *(("WORKERS", text) for text in ("0", "65", "-1", "two", "1.5", "auto", "1" * 5000)),
         *(("BACKUP_ENABLED", text) for text in ("maybe", "2", "truee")),
         *(("TOKEN_TTL", text) for text in ("0", "0s", "-1s", "7 days", "d", "1h30", "1s,", "1w")),
         *(("MAX_UPLOAD_SIZE", text) for text in ("0", "-1", "50XB", "MB", "1,5MB", "9" * 400)),
@@ -156,6 +159,23 @@ def test_host_and_port_override_the_halves_of_the_address(
 def test_certificate_and_key_belong_together(name: str) -> None:
     with pytest.raises(ConfigError, match="TLS_CERT_FILE and TLS_KEY_FILE: expected both"):
         value_of(name, "a.pem")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "WORKERS: 2 cannot be used with the photo backup, .*, expected 1 or BACKUP_ENABLED=f"),
+        (
+            {"BACKUP_ENABLED": "false", "IMMICH_SERVER_URL": ""},
+            "WORKERS: 2 cannot be used without the bridge, expected 1 or an IMMICH_SERVER_URL",
+        ),
+    ],
+)
+def test_several_workers_are_for_the_bridge_alone(values: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Config.from_mapping({"WORKERS": "2", **values})
+    alone = {"BACKUP_ENABLED": "false"}
+    assert Config.from_mapping({"WORKERS": "64", **alone}).workers == 64
 
 
 def test_what_is_no_setting_is_left_alone() -> None:

@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from immich_bridge.backup.wing import BackupWing
 from immich_bridge.bridge.background_upload import ROUTE, BackgroundUpload
 from immich_bridge.bridge.reverse_proxy import ReverseProxy
+from immich_bridge.bridge.siblings import Siblings
 from immich_bridge.bridge.upstream import Upstream
 from immich_bridge.bridge.websocket_proxy import WebSocketProxy
 from immich_bridge.config import Config
@@ -20,14 +22,20 @@ from immich_bridge.http.record import running
 from immich_bridge.http.routing import UNROUTED, add_fallback, add_route, route_labels
 from immich_bridge.resumable.resource import Resumable
 from immich_bridge.resumable.tus_resource import TusResource
+from immich_bridge.worker import Worker
 
 
-def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
-    """Build the whole application for `config`. Nothing of it is shared between two calls."""
+def make_app(
+    config: Config, metrics: Metrics | None = None, worker: Worker | None = None
+) -> web.Application:
+    """Build the whole application for `config`. Nothing of it is shared between two calls.
+
+    `worker` says which one this is, where there are several.
+    """
     app = web.Application(middlewares=[request_middleware(config, metrics)])
     lifecycle = app[LIFECYCLE] = Lifecycle()
     checks: dict[str, Check | None] = {"immich": None, "database": None, "storage": None}
-    resumable = _resumable(config, lifecycle, metrics)
+    resumable = _resumable(config, lifecycle, metrics, worker)
     if config.backup_enabled:
         backup = BackupWing(config, resumable)
         backup.add_routes(app)
@@ -35,7 +43,7 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
         if metrics is not None:
             backup.expose(metrics)
     if config.immich_server_url is not None:
-        checks["immich"] = _add_bridge(app, config, lifecycle, metrics, resumable)
+        checks["immich"] = _add_bridge(app, config, lifecycle, metrics, resumable, worker)
     else:
         if resumable is not None:
             resumable.add_routes(app)
@@ -57,11 +65,13 @@ def make_app(config: Config, metrics: Metrics | None = None) -> web.Application:
     return app
 
 
-def _resumable(config: Config, lifecycle: Lifecycle, metrics: Metrics | None) -> Resumable | None:
+def _resumable(
+    config: Config, lifecycle: Lifecycle, metrics: Metrics | None, worker: Worker | None
+) -> Resumable | None:
     """Uploads that go on where they were cut off, unless they are turned off."""
     if config.resumable == "off":
         return None
-    resumable = Resumable(config)
+    resumable = Resumable(config, worker.prefix if worker else "")
     lifecycle.on_drain(resumable.uploads.drain)
     if metrics is not None:
         resumable.expose(metrics)
@@ -74,6 +84,7 @@ def _add_bridge(
     lifecycle: Lifecycle,
     metrics: Metrics | None,
     resumable: Resumable | None,
+    worker: Worker | None,
 ) -> Check:
     """Route the bridge wing; the check says whether Immich answers."""
     upstream = Upstream(config)
@@ -88,12 +99,20 @@ def _add_bridge(
     background_upload = BackgroundUpload(config, upstream, resumable)
     add_route(app, "*", ROUTE, background_upload.handle)
     if resumable is not None:
-        TusResource(config, resumable, background_upload.begin).add_routes(app)
+        siblings = Siblings(config, worker) if worker else None
+        if siblings is not None:
+            app.cleanup_ctx.append(siblings.lifetime)
+        tus = TusResource(config, resumable, background_upload.begin)
+        tus.add_routes(app, siblings.in_front_of if siblings else _nobody_in_front)
     add_fallback(app, ReverseProxy(config, upstream, websockets).handle, "proxy")
     if metrics is not None:
         upstream.expose(metrics)
         websockets.expose(metrics)
     return upstream.ping
+
+
+def _nobody_in_front(handler: Handler) -> Handler:
+    return handler
 
 
 async def _nothing_here(request: web.Request) -> web.StreamResponse:

@@ -5,6 +5,7 @@ incoming bytes is kept in one place. It holds no more than the piece at hand.
 """
 
 import asyncio
+import select
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -252,6 +253,10 @@ def _peer_has_closed(transport: asyncio.Transport) -> bool:
     if not hasattr(socket, "TCP_INFO"):
         return False
     sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family == socket.AF_UNIX:  # another worker, see `worker`
+        hangup = select.poll()
+        hangup.register(sock.fileno(), 0)  # that it has closed is always told
+        return bool(hangup.poll(0))
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

@@ -21,6 +21,7 @@ class Config:
     host: str | None
     port: int | None
     immich_server_url: str | None
+    workers: int
     backup_enabled: bool
     db_path: Path
     storage_dir: Path
@@ -79,6 +80,16 @@ class Config:
         config = cls(**parsed)
         if (config.tls_cert_file is None) != (config.tls_key_file is None):
             raise ConfigError("TLS_CERT_FILE and TLS_KEY_FILE: expected both or neither")
+        if config.workers > 1 and config.backup_enabled:
+            raise ConfigError(
+                f"WORKERS: {config.workers} cannot be used with the photo backup, which is the "
+                "work of one process, expected 1 or BACKUP_ENABLED=false"
+            )
+        if config.workers > 1 and config.immich_server_url is None:
+            raise ConfigError(
+                f"WORKERS: {config.workers} cannot be used without the bridge, expected 1 or an "
+                "IMMICH_SERVER_URL"
+            )
         return config
 
 

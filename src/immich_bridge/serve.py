@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -21,8 +21,13 @@ from immich_bridge.http.connection import Connection
 from immich_bridge.http.lifecycle import LIFECYCLE
 from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.metrics_page import metrics_runner
+from immich_bridge.http.metrics_sum import MetricsSum, metrics_told
+from immich_bridge.http.record import running
 from immich_bridge.logs import log_event
 from immich_bridge.malloc import keep_blocks
+from immich_bridge.sockets import listening_socket, local_address, metrics_socket
+from immich_bridge.splice import share_pipes
+from immich_bridge.worker import Inheritance
 
 _logger = logging.getLogger("immich_bridge")
 
@@ -56,13 +61,13 @@ class Server:
     @property
     def address(self) -> str:
         """The URL of the server, as seen from this machine."""
-        return f"{self._scheme}://{_local_address(self._listener)}"
+        return f"{self._scheme}://{local_address(self._listener.sockets[0])}"
 
     @property
     def metrics_address(self) -> str | None:
         """The URL of the metrics, or None if they are off."""
         listener = self._metrics_listener
-        return f"http://{_local_address(listener)}/metrics" if listener else None
+        return f"http://{local_address(listener.sockets[0])}/metrics" if listener else None
 
     async def drain(self, grace: float) -> int:
         """Take no new connections, let running requests finish; how many did not in `grace`."""
@@ -71,7 +76,9 @@ class Server:
         for connection in connections:
             if isinstance(connection, Connection) and connection.idle:
                 connection.force_close()
-        return await self._runner.app[LIFECYCLE].drain(grace)
+        lifecycle = self._runner.app[LIFECYCLE]
+        await lifecycle.drain(grace)
+        return len(list(running(lifecycle)))
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -84,33 +91,33 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @asynccontextmanager
-async def running_server(config: Config) -> AsyncIterator[Server]:
+async def running_server(
+    config: Config, inherited: Inheritance | None = None
+) -> AsyncIterator[Server]:
     """A server for `config` that listens for as long as the context lasts.
 
-    Raises `StartError` when it cannot. Leaving the context ends what still runs; call
-    `Server.drain` before to let it finish.
+    One of several workers has `inherited` what it listens on. Raises `StartError` when it
+    cannot. Leaving the context ends what still runs; call `Server.drain` before to let it finish.
     """
     if HttpRequestParser is HttpRequestParserPy:
         raise StartError("aiohttp is installed without its C parser, which is not safe to expose")
     tls = _tls_context(config)
     metrics = Metrics(_event_loop_name()) if config.metrics_addr is not None else None
-    app = make_app(config, metrics)
+    app = make_app(config, metrics, inherited.worker if inherited else None)
     async with AsyncExitStack() as stack:
         # First of all: a second server by mistake must not touch the files of the first.
-        listening = stack.enter_context(_listening_socket(*config.listen_addr))
+        listening = stack.enter_context(
+            inherited.listening if inherited else listening_socket(*config.listen_addr)
+        )
         metrics_listener: asyncio.Server | None = None
-        if config.metrics_addr is not None and metrics is not None:
-            try:
-                exposed = stack.enter_context(_listening_socket(*config.metrics_addr))
-            except StartError as exc:
-                raise StartError(f"METRICS_ADDR: {exc}") from exc
-            page = await stack.enter_async_context(metrics_runner(metrics))
-            metrics_listener = await _listen(page, exposed)
-            stack.callback(metrics_listener.close)
+        if metrics is not None:
+            metrics_listener = await _tell(config, metrics, inherited, stack)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=_ABORT_SECONDS)
         stack.push_async_callback(runner.cleanup)
         stack.callback(listening.close)
         await runner.setup()
+        if inherited is not None:
+            await _listen_to_siblings(runner, inherited, stack, metrics)
         listener = await _listen(runner, listening, tls, metrics)
         stack.callback(listener.close)
         if metrics is not None:
@@ -132,27 +139,114 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with running_server(config) as server:
-        log_event(
-            _logger,
-            logging.INFO,
-            "listening",
-            url=server.address,
-            immich=config.immich_server_url or "off",
-            metrics=server.metrics_address,
-            version=__version__,
-        )
+        log_listening(config, server.address, server.metrics_address)
         await stop.wait()
         log_event(_logger, logging.INFO, "stopping", grace_seconds=config.shutdown_grace)
-        draining = asyncio.create_task(server.drain(config.shutdown_grace))
-        hurrying = asyncio.create_task(hurry.wait())
-        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        unfinished = draining.result() if draining.done() else "unknown"
-        if not draining.done():
-            draining.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await draining
+        unfinished = await _drain(server, config.shutdown_grace, hurry)
     log_event(_logger, logging.INFO, "stopped", unfinished_requests=unfinished)
+
+
+async def serve_as_worker(config: Config, inherited: Inheritance, channel: socket.socket) -> None:
+    """Serve until the parent process says on `channel` to stop, or is gone.
+
+    Any byte is an order: the first one to drain, the second one to end that wait. The end of the
+    channel is the order to end; it comes once all workers have drained, so that one of them can
+    tell of the others until then. To the parent goes a line when the server listens, and one
+    when it has drained, with the number of requests that have not finished.
+
+    Raises `StartError`.
+    """
+    if config.malloc_tuning == "auto":
+        keep_blocks()
+    share_pipes(inherited.worker.count)
+    stop, hurry, end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    # A copy, since the loop closes what it is given, and the parent may still have to be told why.
+    reader, writer = await asyncio.open_unix_connection(sock=channel.dup())
+
+    async def obey() -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1):
+                (hurry if stop.is_set() else stop).set()
+        if not stop.is_set():
+            _logger.error("the parent process is gone, worker %d stops", inherited.worker.number)
+            stop.set()
+        end.set()
+
+    obeying = asyncio.create_task(obey())
+    async with running_server(config, inherited) as server:
+        writer.write(b"ready\n")
+        await stop.wait()
+        unfinished = await _drain(server, config.shutdown_grace, hurry)
+        writer.write(f"drained {unfinished}\n".encode())
+        await end.wait()
+    await obeying
+    writer.close()
+
+
+def log_listening(
+    config: Config, url: str, metrics: str | None, workers: int | None = None
+) -> None:
+    """Say that clients may come."""
+    log_event(
+        _logger,
+        logging.INFO,
+        "listening",
+        url=url,
+        immich=config.immich_server_url or "off",
+        metrics=metrics,
+        version=__version__,
+        workers=workers,
+    )
+
+
+async def _drain(server: Server, grace: float, hurry: asyncio.Event) -> int | str:
+    """Drain `server`, not longer than until `hurry`; how many requests did not finish."""
+    draining = asyncio.create_task(server.drain(grace))
+    hurrying = asyncio.create_task(hurry.wait())
+    await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if draining.done():
+        return draining.result()
+    draining.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await draining
+    return "unknown"
+
+
+async def _tell(
+    config: Config, metrics: Metrics, inherited: Inheritance | None, stack: AsyncExitStack
+) -> asyncio.Server | None:
+    """Serve `metrics`, until `stack` is left; None where others are told of them by a sibling."""
+    total = None
+    if inherited is None:
+        assert config.metrics_addr is not None  # noqa: S101 - or there were no metrics
+        exposed = stack.enter_context(metrics_socket(config.metrics_addr))
+    elif inherited.metrics is None:
+        await stack.enter_async_context(metrics_told(metrics, inherited.worker))
+        return None
+    else:
+        exposed = stack.enter_context(inherited.metrics)
+        total = MetricsSum(metrics, inherited.worker)
+    page = await stack.enter_async_context(metrics_runner(metrics, total))
+    listener = await _listen(page, exposed)
+    stack.callback(listener.close)
+    return listener
+
+
+async def _listen_to_siblings(
+    runner: web.AppRunner, inherited: Inheritance, stack: AsyncExitStack, metrics: Metrics | None
+) -> None:
+    """Take requests that other workers pass on, until `stack` is left."""
+    path = inherited.worker.requests_socket(inherited.worker.number)
+    connection = _connection_factory(runner, metrics, internal=True)
+    stack.callback(path.unlink, missing_ok=True)
+    try:
+        listener = await asyncio.get_running_loop().create_unix_server(
+            connection, str(path), backlog=_BACKLOG
+        )
+    except OSError as exc:
+        raise StartError(f"cannot listen on {path}: {exc.strerror or exc}") from exc
+    stack.callback(listener.close)
 
 
 async def _listen(
@@ -162,55 +256,50 @@ async def _listen(
     metrics: Metrics | None = None,
 ) -> asyncio.Server:
     """Serve the application of `runner` to those who connect to `listening`."""
-    loop = asyncio.get_running_loop()
-    read_buffer = _READ_BUFFER_UVLOOP if _event_loop_name() == "uvloop" else _READ_BUFFER_ASYNCIO
-    manager = runner.server
-    assert manager is not None  # noqa: S101 - it exists after setup()
-
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Inherited by every connection (Linux). The kernel counts, so it does not matter who
         # writes: a transport, TLS, a tunnel, or a splice.
         milliseconds = int(_UNREAD_SECONDS * 1000)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return await asyncio.get_running_loop().create_server(
+        _connection_factory(runner, metrics), sock=listening, ssl=tls, backlog=_BACKLOG
+    )
+
+
+def _connection_factory(
+    runner: web.AppRunner, metrics: Metrics | None, *, internal: bool = False
+) -> Callable[[], Connection]:
+    """Makes a connection to the application of `runner` for each who connects."""
+    loop = asyncio.get_running_loop()
+    read_buffer = _READ_BUFFER_UVLOOP if _event_loop_name() == "uvloop" else _READ_BUFFER_ASYNCIO
+    manager = runner.server
+    assert manager is not None  # noqa: S101 - it exists after setup()
 
     def connection() -> Connection:
-        return Connection(manager, loop=loop, read_bufsize=read_buffer, metrics=metrics)
+        return Connection(
+            manager, loop=loop, read_bufsize=read_buffer, metrics=metrics, internal=internal
+        )
 
-    return await loop.create_server(connection, sock=listening, ssl=tls, backlog=_BACKLOG)
+    return connection
 
 
 def _expose_connections(metrics: Metrics, runner: web.AppRunner) -> None:
+    def connections() -> Iterable[web.RequestHandler]:
+        return runner.server.connections if runner.server else []
+
     metrics.gauge(
         "immich_bridge_client_connections_open",
         "Connections of clients, idle ones among them.",
-        lambda: [((), len(runner.server.connections) if runner.server else 0)],
+        lambda: [((), sum(map(_is_of_a_client, connections())))],
     )
+
+
+def _is_of_a_client(connection: web.RequestHandler) -> bool:
+    return not (isinstance(connection, Connection) and connection.internal)
 
 
 def _event_loop_name() -> str:
     return type(asyncio.get_running_loop()).__module__.partition(".")[0]
-
-
-def _local_address(listener: asyncio.Server) -> str:
-    """Where `listener` can be reached from this machine: host and port, fit for a URL."""
-    host, port = listener.sockets[0].getsockname()[:2]
-    host = {"::": "localhost", "0.0.0.0": "localhost"}.get(host, host)  # noqa: S104
-    return f"{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; without a host one that takes IPv6 and IPv4 on every address."""
-    try:
-        if not host:
-            dual_stack = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if dual_stack else socket.AF_INET
-            return socket.create_server(("", port), family=family, dualstack_ipv6=dual_stack)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        return socket.create_server(address, family=family)
-    except (OSError, UnicodeError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        raise StartError(f"cannot listen on {host or '*'}:{port}: {reason}") from exc
 
 
 def _tls_context(config: Config) -> ssl.SSLContext | None:

@@ -51,6 +51,17 @@ def parse_http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def parse_whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A parser for a number from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError
+        return int(text)
+
+    return parse
+
+
 def parse_bool(text: str) -> bool:
     """true/false, yes/no, on/off, 1/0."""
     if text.lower() in ("true", "yes", "on", "1"):

@@ -23,7 +23,11 @@ from immich_bridge.setting_values import (
     parse_secret,
     parse_size,
     parse_storage_url,
+    parse_whole_number,
 )
+
+MOST_WORKERS: Final = 64
+"""More than one a core gain nothing, and their numbers are a part of the names of uploads."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,14 @@ SETTINGS: Final = (
         "the Immich server, with a path prefix if it has one; empty: no bridge",
         "--immich-server-url",
         empty_counts=True,
+    ),
+    Setting(
+        "WORKERS",
+        "1",
+        parse_whole_number(1, MOST_WORKERS),
+        f"a number from 1 to {MOST_WORKERS}",
+        "processes that serve the bridge on one port; more than one only without the photo backup",
+        "--workers",
     ),
     Setting(
         "BACKUP_ENABLED",

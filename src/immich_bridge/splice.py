@@ -69,6 +69,11 @@ class Body(Protocol):
         """Nothing comes from its sender, or again something."""
 
 
+def share_pipes(processes: int) -> None:
+    """Leave room for the pipes of other processes of this user, `processes` in all."""
+    _Pipe.most_allotted = _ALL_PIPES // processes
+
+
 async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> int:
     """Move what is left of `body` to where `writer` writes; how many bytes passed the parser by.
 
@@ -249,13 +254,14 @@ class _Duplicate:
 class _Pipe:
     """A pipe inside the kernel; it is empty before `fill`."""
 
+    most_allotted = _ALL_PIPES
     _allotted = 0
     """Bytes that all pipes may hold."""
 
     def __enter__(self) -> "_Pipe":
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._size = _SMALLEST_PIPE
-        wanted = min(_LARGEST_PIPE, (_ALL_PIPES - _Pipe._allotted) // 16)
+        wanted = min(_LARGEST_PIPE, (_Pipe.most_allotted - _Pipe._allotted) // 16)
         if wanted > _SMALLEST_PIPE:
             with suppress(OSError):  # not more than this system allows
                 self._size = fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, wanted)

@@ -51,6 +51,7 @@ class Connection(web.RequestHandler, BodySkipper):
         loop: asyncio.AbstractEventLoop,
         read_bufsize: int,
         metrics: Metrics | None = None,
+        internal: bool = False,
     ) -> None:
         super().__init__(
             manager,
@@ -67,6 +68,8 @@ class Connection(web.RequestHandler, BodySkipper):
             access_log=None,  # type: ignore[arg-type]  # None turns it off
         )
         self._metrics = metrics
+        self.internal = internal
+        """Whether another worker of this server is at the other end, not a client."""
         self._bufsize = read_bufsize  # aiohttp keeps it too, but not in every release
         self._chunks: StreamReader | None = None  # the last body, while it comes in chunks
         self._last_bytes = b""
@@ -216,6 +219,12 @@ def _reason(error: BaseException | None) -> str:
         return "Malformed request target"
     text = error.message if isinstance(error, HttpProcessingError) else ""
     return re.split(r"[:\n]", text, maxsplit=1)[0].strip() or "Malformed request"
+
+
+def is_internal(request: web.BaseRequest) -> bool:
+    """Whether another worker has passed `request` on: the socket it came over says so."""
+    connection = request.protocol
+    return isinstance(connection, Connection) and connection.internal
 
 
 def check_framing(request: web.BaseRequest) -> None:

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from immich_bridge.config import Config
 from immich_bridge.errors import BridgeError, ClientGone, InternalError, MethodNotAllowed, NotFound
-from immich_bridge.http.connection import check_framing, linger
+from immich_bridge.http.connection import check_framing, is_internal, linger
 from immich_bridge.http.error_answer import error_answer
 from immich_bridge.http.lifecycle import LIFECYCLE, may_keep_alive
 from immich_bridge.http.metrics import Metrics
@@ -19,6 +19,9 @@ from immich_bridge.http.routing import route_label
 from immich_bridge.logs import loggable_path
 
 REQUEST_ID_HEADER: Final = "X-Request-Id"
+PEER_HEADER: Final = "X-Immich-Bridge-Peer"
+"""In which a worker tells another one who is at the other end of its connection. From anybody
+else it means nothing."""
 
 _error_logger = logging.getLogger("immich_bridge.errors")
 
@@ -29,6 +32,8 @@ def request_middleware(config: Config, metrics: Metrics | None) -> Middleware:
     @web.middleware
     async def answer_request(request: web.Request, handler: Handler) -> web.StreamResponse:
         record = request[RECORD] = Record(route_label(request), _request_id(request))
+        if is_internal(request):
+            request._cache["remote"] = request.headers.get(PEER_HEADER, "")
         lifecycle = request.app[LIFECYCLE]
         with lifecycle.request(request):
             answered: web.StreamResponse | None = None

@@ -48,6 +48,8 @@ class Record:
     """Immich's answer to it."""
     sent_status: int | None = None
     """Status of an answer whose head is on its way while the handler still runs."""
+    told_elsewhere = False
+    """Whether another worker has the request, and counts and logs it."""
     bytes_tunnelled: int | None = None
     """Bytes that came in after an upgrade, past the body of the request."""
 
@@ -73,6 +75,8 @@ def finish(
 ) -> None:
     """Count and log a request that has ended; None: without an answer that went out whole."""
     record = request[RECORD]
+    if record.told_elsewhere:
+        return
     seconds = time.monotonic() - record.started
     if response is not None:
         status = response.status
@@ -92,10 +96,11 @@ def finish(
 
 
 def running(lifecycle: Lifecycle) -> Iterator[Running]:
-    """The requests under way."""
+    """The requests under way, but for those that another worker tells of."""
     for request in lifecycle.under_way:
         record = request[RECORD]
-        yield Running(record.route, _bytes_in(request, record), request.writer.output_size)
+        if not record.told_elsewhere:
+            yield Running(record.route, _bytes_in(request, record), request.writer.output_size)
 
 
 def _bytes_in(request: web.Request, record: Record) -> int:

@@ -60,9 +60,10 @@ _LOST_ON_THE_WAY: Final = (BadGateway, GatewayTimeout)
 class Resumable:
     """Begins uploads for the wings, and answers `ROUTE`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, prefix: str = "") -> None:
+        """`prefix` is what the names of uploads begin with."""
         self._config = config
-        self.uploads = Uploads(config.resumable_hold)
+        self.uploads = Uploads(config.resumable_hold, prefix)
 
     def add_routes(self, app: web.Application) -> None:
         """Route what is ours."""

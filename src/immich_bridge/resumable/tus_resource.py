@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from immich_bridge.config import Config
 from immich_bridge.digests import ExpectedDigest
@@ -38,10 +39,10 @@ class TusResource:
         self._resumable = resumable
         self._begin = begin
 
-    def add_routes(self, app: web.Application) -> None:
-        """Route what is ours."""
+    def add_routes(self, app: web.Application, in_front: Callable[[Handler], Handler]) -> None:
+        """Route what is ours; `in_front` gets requests on an upload first."""
         add_route(app, "*", f"{PATH}/", self.handle_collection)
-        add_route(app, "*", ROUTE, self.handle)
+        add_route(app, "*", ROUTE, in_front(self.handle))
 
     async def handle_collection(self, request: web.Request) -> web.StreamResponse:
         """Answer any method where uploads are made."""

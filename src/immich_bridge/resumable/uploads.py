@@ -44,11 +44,13 @@ class _Entry:
 class Uploads:
     """All uploads of one process.
 
-    Those that nobody sends are kept for `hold` seconds, unless they say otherwise.
+    Those that nobody sends are kept for `hold` seconds, unless they say otherwise. `prefix` is
+    what the names begin with that are made here.
     """
 
-    def __init__(self, hold: float) -> None:
+    def __init__(self, hold: float, prefix: str = "") -> None:
         self.hold = hold
+        self._prefix = prefix
         self._entries: dict[str, _Entry] = {}
         self._replays: deque[str] = deque()
         self._closing: set[asyncio.Task[None]] = set()
@@ -83,7 +85,7 @@ class Uploads:
 
         `idle` is for how many seconds nobody has sent it already.
         """
-        name = name or secrets.token_urlsafe(32)
+        name = name or self._prefix + secrets.token_urlsafe(32)
         self._entries[name] = _Entry(upload, owner, idle)
         return name
 

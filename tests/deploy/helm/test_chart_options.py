@@ -29,6 +29,8 @@ def test_two_pods_on_one_database_are_refused(helm: HelmEngine, scaled: dict[str
     [
         ({"strategy": {"type": "RollingUpdate"}}, "strategy.type must be Recreate"),
         ({"config": {**BRIDGE_ALONE, "immichServerURL": ""}}, "Nothing is left to serve"),
+        ({"config": {"workers": 2}}, r"config\.workers above 1.*\n.*config\.backupEnabled=false"),
+        ({"config": {"workers": "2"}}, r"config\.workers above 1"),
         (
             {"jwtSecret": {"existingSecret": "tokens", "value": "k" * 32}},
             "jwtSecret.existingSecret or jwtSecret.value, not both",

@@ -34,6 +34,7 @@ IN_A_CONTAINER: Final = {
 # A value for each key of `config` that is not its default, and what the server has to be given.
 OTHER_VALUES: Final[dict[str, tuple[Any, str]]] = {
     "immichServerURL": ("https://immich.internal/prefix", "https://immich.internal/prefix"),
+    "workers": (4, "4"),
     "backupEnabled": (False, "false"),
     "listenAddr": ("[::]:9000", "[::]:9000"),
     "host": ("0.0.0.0", "0.0.0.0"),
@@ -66,7 +67,7 @@ OTHER_VALUES: Final[dict[str, tuple[Any, str]]] = {
 
 # Texts that one setting or another takes, and some that none does.
 TEXTS: Final = (
-    *("", "0", "00", "1", "-1", "1.5", ".5", "5x", "80,90", "true", "no", "nothing"),
+    *("", "0", "00", "1", "-1", "64", "65", "1.5", ".5", "5x", "80,90", "true", "no", "nothing"),
     *("0s", "10s", "500ms", "1h30m", "1h30", "1 h", "7d", "40000d", "0h0m", "60S", "6e1"),
     *("0MB", "50MB", "50 mb", "1.5GiB", "5PB", "50M B", "1e9"),
     *("5/minute", "5 per 2 hours", "0/minute", "5/fortnight", "minute", "5/", "05/second"),
@@ -200,6 +201,7 @@ WRONG_VALUES: Final[tuple[tuple[str, Any, str, str], ...]] = (
     ),
     ("config.backupEnabled", "yes", "at '/config/backupEnabled': ", "want boolean"),
     ("config.port", 0, "at '/config/port': ", "minimum"),
+    ("config.workers", 65, "at '/config/workers': ", "maximum"),
     ("config.shutdownGrace", "soon", "at '/config/shutdownGrace': ", "does not match pattern"),
     ("config.tokenTTL", 0, "at '/config/tokenTTL': ", "minimum"),
     ("config.maxUploadSize", "50 apples", "at '/config/maxUploadSize': ", "does not match pattern"),

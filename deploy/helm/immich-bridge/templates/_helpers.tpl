@@ -113,6 +113,9 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and .Values.config.backupEnabled $several }}
 {{- fail "\n\nThe photo backup keeps its database in a file that one pod owns, so it cannot run with replicaCount above 1 or with autoscaling.\nEither set config.backupEnabled=false, and the bridge alone scales freely, or set replicaCount=1 and autoscaling.enabled=false." }}
 {{- end }}
+{{- if and .Values.config.backupEnabled (gt (int (.Values.config.workers | default 1)) 1) }}
+{{- fail "\n\nThe photo backup is the work of one process, so it cannot run with config.workers above 1.\nEither set config.backupEnabled=false, or config.workers=1." }}
+{{- end }}
 {{- if and .Values.config.backupEnabled (ne (dig "type" "Recreate" .Values.strategy) "Recreate") }}
 {{- fail "\n\nWith the photo backup, strategy.type must be Recreate: a rolling update would run two pods on one database." }}
 {{- end }}
