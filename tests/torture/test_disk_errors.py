@@ -98,6 +98,8 @@ class DiskErrors:
         if any(call.name == "fdatasync" for call in injection.failed):
             # The commit that failed is whole in the log of the database: a crash brings it back.
             await library.restart()
+        elif any(call.name in REMOVALS for call in injection.failed):
+            await library.restart()  # the next start removes what could not be
         await request.finish(library)
         await library.check()
 
