@@ -98,9 +98,9 @@ class DiskErrors:
         if any(call.name == "fdatasync" for call in injection.failed):
             # The commit that failed is whole in the log of the database: a crash brings it back.
             await library.restart()
-        elif any(call.name in REMOVALS for call in injection.failed):
-            await library.restart()  # the next start removes what could not be
         await request.finish(library)
+        if any(call.name in REMOVALS for call in injection.failed):
+            await library.restart()  # the next start removes what could not be
         await library.check()
 
     def _check_leftovers(self, library: Library, failed: Sequence[Call]) -> None:
