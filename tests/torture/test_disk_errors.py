@@ -99,6 +99,8 @@ class DiskErrors:
             # The commit that failed is whole in the log of the database: a crash brings it back.
             await library.restart()
         await request.finish(library)
+        if any(call.name in REMOVALS for call in injection.failed):
+            await library.restart()  # the next start removes what could not be
         await library.check()
 
     def _check_leftovers(self, library: Library, failed: Sequence[Call]) -> None:

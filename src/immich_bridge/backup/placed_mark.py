@@ -35,17 +35,18 @@ class PlacedMark:
 
     @classmethod
     def at(cls, path: Path) -> "PlacedMark | None":
-        """The mark that a former life left at `path`; None if it is that of no photo."""
+        """The mark that lies at `path`, of this life or a former one; None if there is none."""
         start, _, end = NAME.partition("{}")
         if path.match(NAME.format("*")):
             return cls(path.with_name(path.name.removeprefix(start).removesuffix(end)))
-        status = path.stat()
-        if status.st_nlink == 1:
+        if not path.name.startswith(start):
             return None
-        with os.scandir(path.parent) as entries:
-            for entry in entries:
-                if entry.inode() == status.st_ino and not entry.name.startswith(start):
-                    mark = cls(path.with_name(entry.name))
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            names = path.parent.iterdir() if status.st_nlink > 1 else ()
+            for photo in names:
+                if not photo.name.startswith(start) and _is(photo, status):
+                    mark = cls(photo)
                     mark.path = path
                     return mark
         return None
@@ -110,3 +111,11 @@ class PlacedMark:
 
     def _make_empty(self) -> None:
         os.close(os.open(self._beside, os.O_WRONLY | os.O_CREAT, _MODE))
+
+
+def _is(path: Path, status: os.stat_result) -> bool:
+    """Whether `path` is a name of that file."""
+    try:
+        return os.path.samestat(path.stat(), status)
+    except FileNotFoundError:
+        return False

@@ -12,7 +12,7 @@ from typing import Final
 from immich_bridge.backup.disk import Disk
 from immich_bridge.backup.naming import file_number
 from immich_bridge.backup.pending_file import ByteSource, PendingFile
-from immich_bridge.backup.placed_mark import NAME, PlacedMark
+from immich_bridge.backup.placed_mark import PlacedMark
 from immich_bridge.errors import BadRequest
 
 _LOGICAL_ROOT: Final = "storage/"
@@ -82,7 +82,7 @@ class Storage:
 
     def is_mark(self, path: Path) -> bool:
         """Whether a file is no photo but the mark of one."""
-        return path.match(NAME.format("*"))
+        return PlacedMark.at(path) is not None
 
     async def sync_folder(self, folder: Path) -> None:
         """Make the entries of `folder` survive a power cut; raises `InternalError` if it fails."""
