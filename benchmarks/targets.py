@@ -68,6 +68,7 @@ MODES: Final = (
     Mode("bridge, FAST_PATH=off", {"FAST_PATH": "off"}),
     Mode("bridge, asyncio", event_loop="asyncio"),
     Mode("bridge, asyncio, FAST_PATH=off", {"FAST_PATH": "off"}, event_loop="asyncio"),
+    Mode("bridge, WORKERS=2", {"WORKERS": "2"}),
 )
 
 

@@ -22,6 +22,8 @@ from wire import PATIENCE
 StartProcess = Callable[..., Awaitable[ServerProcess]]
 
 CREATION_TIME: Final = "2025-12-10T10:00:00Z"
+_MOST_PHOTOS: Final = 60
+"""After each fault all photos are looked at; with thousands that would be most of the work."""
 _COMMAND_SECONDS: Final = 60.0
 """A command starts an interpreter, on a machine that may be busy with many servers."""
 
@@ -34,6 +36,8 @@ class Library:
     settings: Mapping[str, str]
     token: str
     start_process: StartProcess
+    origin: Path
+    """The data folder of a library to which nothing has happened yet."""
     names: dict[str, str] = field(default_factory=dict)
     """Local id of each photo that was indexed -> its place below the storage, no extension."""
     stored: dict[str, str] = field(default_factory=dict)
@@ -43,8 +47,12 @@ class Library:
     may_be_indexed: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Folder and local ids of each batch without an answer: all of them, or none."""
     server: ServerProcess = field(init=False)
+    first_token: str = field(init=False)
     made: int = 0
     """Local ids and days that were made up so far."""
+
+    def __post_init__(self) -> None:
+        self.first_token = self.token
 
     @property
     def storage(self) -> Path:
@@ -69,6 +77,20 @@ class Library:
     async def start(self) -> None:
         """Start the server, after a crash or for the first time."""
         self.server = await self.start_process(**self.settings)
+
+    async def stay_small(self) -> None:
+        """Begin anew, with an empty folder and the same user, once there are many photos."""
+        if len(self.stored) < _MOST_PHOTOS:
+            return
+        await self.check_by_command()
+        self.server.process.terminate()
+        await asyncio.wait_for(self.server.process.wait(), PATIENCE)
+        shutil.rmtree(self.folder)
+        shutil.copytree(self.origin, self.folder / "data")
+        for known in (self.names, self.stored, self.may_be, self.may_be_indexed):
+            known.clear()
+        self.token = self.first_token
+        await self.start()
 
     async def restart(self) -> None:
         """Kill the server and start it again."""
@@ -175,12 +197,13 @@ async def new_libraries(
     token = (await Api(server.url).login(USERNAME, PASSWORD)).json["token"]
     server.process.terminate()
     await asyncio.wait_for(server.process.wait(), PATIENCE)
+    origin = (folder / "library0" / "data").rename(folder / "origin")
     libraries = []
     for number in range(count):
         own = folder / f"library{number}"
-        if number:
-            shutil.copytree(folder / "library0" / "data", own / "data")
-        libraries.append(Library(own, {**settings_in(own), **settings}, token, start_process))
+        shutil.copytree(origin, own / "data")
+        own_settings = {**settings_in(own), **settings}
+        libraries.append(Library(own, own_settings, token, start_process, origin))
     await asyncio.gather(*(library.start() for library in libraries))
     return libraries
 

@@ -62,6 +62,7 @@ class DiskErrors:
 
     async def meet(self, library: Library, fault: Fault) -> None:
         """Send one request to a server whose disk fails in it, and once more when it is well."""
+        await library.stay_small()
         request = self.kinds[fault.kind]()
         await request.prepare(library)
         before, logged, token = library.photos(), len(library.server.log), library.token

@@ -52,6 +52,7 @@ class Kills:
 
         False if it did not die: which thread does what is not the same every time.
         """
+        await library.stay_small()
         for request in requests:
             await request.prepare(library)
         async with injected(library.pid, library.folder / "strace", call, "signal=KILL"):
