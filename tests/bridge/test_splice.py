@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 
 from front import StartBridge, front_of, front_of_a_recorder, let_time_pass
+from immich_bridge import splice
 from immich_bridge.bridge import relay
 from immich_bridge.bridge.exchange import Answer
 from immich_bridge.http.connection import Connection
@@ -196,6 +197,93 @@ async def test_cuts_at_any_byte_leave_nothing_open(
     assert len(immich.assets) == 1
     # And it goes on as if nothing had been.
     assert (await upload(bridge.address, photo, NAME)).status == 201
+
+
+@linux
+class TestWakingUp:
+    """A fast sender is taken in large pieces, and nobody waits for more than there will be."""
+
+    @pytest.fixture
+    def patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is moved on for no other reason than that some time has passed."""
+        monkeypatch.setattr(splice, "_WAKE_SECONDS", 10 * PATIENCE)
+
+    async def test_not_for_each_packet(
+        self, monkeypatch: pytest.MonkeyPatch, immich: StandIn, bridge: Server
+    ) -> None:
+        waits = 0
+        readable = splice._Duplicate.readable
+
+        async def counted(self: splice._Duplicate, least: int) -> None:
+            nonlocal waits
+            waits += 1
+            await readable(self, least)
+
+        monkeypatch.setattr(splice._Duplicate, "readable", counted)
+        photo = jpeg(24 * MIB)
+        message = upload_request(photo, KEY, NAME)
+        async with connect(bridge.address) as peer:
+            for begin in range(0, len(message), 32 * 1024):
+                await peer.send(message[begin : begin + 32 * 1024])
+                await asyncio.sleep(0)
+            assert (await peer.read_answer()).status == 201
+        assert immich.assets[0].path.read_bytes() == photo
+        assert waits <= 120
+
+    @pytest.mark.usefixtures("patient")
+    async def test_for_the_last_bytes(self, immich: StandIn, bridge: Server) -> None:
+        async with connect(bridge.address) as peer:
+            for seed in range(3):
+                message = upload_request(jpeg(3 * MIB, seed), KEY, NAME)
+                await peer.send(message[:-1000])
+                await let_time_pass(0.05)  # until it waits for the rest
+                await peer.send(message[-1000:])
+                assert (await peer.read_answer()).status == 201
+                await peer.send(request("GET", "/api/server/ping"))
+                assert (await peer.read_answer()).status == 200
+        assert len(immich.assets) == 3
+
+    @pytest.mark.usefixtures("patient")
+    async def test_for_the_end_of_a_sender(self, start_bridge: StartBridge) -> None:
+        async def broken(peer: Peer) -> None:
+            await peer.read_request()
+            await peer.send(answer(body=PHOTO)[: 3 * MIB])
+
+        async with (
+            front_of(start_bridge, broken) as (bridge, _),
+            connect(bridge.address) as peer,
+        ):
+            await peer.send(DOWNLOAD)
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await peer.read_answer()
+
+    async def test_for_what_a_slow_sender_has_sent(self, start_bridge: StartBridge) -> None:
+        arrived = asyncio.Queue[int]()
+        pieces = [2 * MIB + 1000, 10, 1, 300_000]
+
+        async def slow(peer: Peer) -> None:
+            await peer.read_request()
+            head = answer(body=PHOTO)
+            sent = len(head) - len(PHOTO)
+            await peer.send(head[:sent])
+            for size in pieces:
+                await peer.send(head[sent : sent + size])
+                sent += size
+                assert await arrived.get() == size
+            await peer.send(head[sent:])
+
+        async with (
+            front_of(start_bridge, slow) as (bridge, _),
+            connect(bridge.address) as peer,
+        ):
+            await peer.send(DOWNLOAD)
+            await peer.read_head()
+            received = b""
+            for size in pieces:
+                received += await asyncio.wait_for(peer.reader.readexactly(size), PATIENCE)
+                arrived.put_nowait(size)
+            received += await peer.reader.readexactly(len(PHOTO) - len(received))
+        assert received == PHOTO
 
 
 @linux
