@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import argon2.low_level
@@ -194,6 +195,26 @@ async def test_two_are_verified_at_once_while_the_server_answers_others(
     assert [answer.error for answer in answers] == [(401, "unauthorized", REFUSED)] * 6
     assert len(seen.hashes) == 6
     assert seen.most_at_once == 2
+
+
+async def test_a_flood_is_verified_one_by_one_and_slowly(
+    accounts: Accounts, anna: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("immich_bridge.backup.accounts.time", SimpleNamespace(sleep=rests.append))
+
+    async def log_in(count: int) -> None:
+        logins = (accounts.authenticate("anna", "wrong password") for _ in range(count))
+        outcomes = await asyncio.gather(*logins, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Unauthorized] * count
+
+    await log_in(4)
+    assert rests == []
+    with watched(monkeypatch) as verifications:
+        await log_in(20)
+    assert len(verifications.hashes) == 20
+    # All but those that found both threads free, and those behind whom only few waited.
+    assert 12 <= len(rests) <= 18
 
 
 WEAKER = {

@@ -2,21 +2,24 @@
 
 import asyncio
 import json
+import os
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from backup_uploads import DAY, upload_request
 from backup_wing import PASSWORD, USERNAME, photo
 from torture.names_caller import Caller
-from wire import connect, request
+from wire import PATIENCE, connect, request
 
 LOGINS_A_SECOND = 100
 _PAUSE = 0.01
 """Seconds between two requests of one caller: others are to be measured, not to be a load."""
+_BEGUN = b"begun\n"
 _LOGIN_PATIENCE = 60.0
 """Seconds until the last login of a flood is answered, on a machine that others keep busy."""
 
@@ -55,14 +58,40 @@ class Flood:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Send logins until the context ends, and wait for the last answer."""
-        pouring = asyncio.create_task(self._pour())
+        """Have a process of its own send logins until the context ends, to the last answer.
+
+        In this one it would keep those waiting who measure.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, self.url),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
+            assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == _BEGUN
             yield
+            process.stdin.close()
+            told = await asyncio.wait_for(process.stdout.read(), _LOGIN_PATIENCE)
+            self.statuses.update({int(status): n for status, n in json.loads(told).items()})
         finally:
-            pouring.cancel()
-            await asyncio.wait([pouring])
-            await asyncio.gather(*self._tasks)
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+
+    async def pour(self) -> None:
+        """Send logins until nobody is left at the other end of standard input."""
+        pouring = asyncio.create_task(self._pour())
+        sys.stdout.buffer.write(_BEGUN)
+        sys.stdout.flush()
+        await asyncio.to_thread(sys.stdin.read)
+        pouring.cancel()
+        await asyncio.wait([pouring])
+        await asyncio.gather(*self._tasks)
+        json.dump(self.statuses, sys.stdout)
 
     async def burst(self, count: int) -> None:
         """Send so many at once, and wait for all answers."""
@@ -126,3 +155,7 @@ def welch_t(first: Sequence[float], second: Sequence[float]) -> float:
 def trimmed(values: Sequence[float], share: float = 0.1) -> list[float]:
     """Without the largest: they tell of the machine, not of the work."""
     return sorted(values)[: round(len(values) * (1 - share))]
+
+
+if __name__ == "__main__":
+    asyncio.run(Flood(sys.argv[1]).pour())

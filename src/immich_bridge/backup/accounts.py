@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,11 @@ _HASHES_AT_ONCE: Final = 2
 """Each takes a core and 19 MiB for some 40 ms: a flood of logins must not take the server."""
 _MOST_WAITING: Final = 32
 """Passwords that wait to be hashed, a second's worth or two; what comes on top is refused."""
+_CROWD: Final = 4
+"""From so many waiting passwords on they are no household's, but a flood."""
+_REST_SECONDS: Final = 0.2
+"""Between two passwords of a flood, which are hashed one by one: to hash them as fast as can be
+made everybody else wait two to three times as long on two processors."""
 _NICENESS: Final = 5
 """Of the threads that hash: what else the server has to do goes first, three to one. With more
 they would starve where other programs keep the machine busy."""
@@ -71,6 +77,7 @@ class Accounts:
         self._executor = ThreadPoolExecutor(
             _HASHES_AT_ONCE, thread_name_prefix="argon2", initializer=_let_others_go_first
         )
+        self._one_by_one = threading.Lock()
         self._unfinished: set[Future[Any]] = set()
         # Verified against when there is no user at all, so that this case takes as long.
         self._dummy_hash = self._hasher.hash("a password that nobody has")
@@ -209,11 +216,19 @@ class Accounts:
         return await self._in_thread(partial(self._hasher.hash, password))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        future = self._executor.submit(work)
+        future = self._executor.submit(self._in_turn, work)
         # Until the thread is done, whether or not somebody still waits for it.
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return await asyncio.wrap_future(future)
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do `work`, at a pace that leaves the machine to others when there is a flood of it."""
+        if self.queue_length < _CROWD:
+            return work()
+        with self._one_by_one:
+            time.sleep(_REST_SECONDS)
+            return work()
 
     def _matches(self, stored_hash: str, password: str) -> bool:
         try:
