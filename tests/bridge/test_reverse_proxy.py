@@ -444,6 +444,15 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(front: Front) -> Non
             assert (await peer.read_answer()).header("Connection") == "keep-alive"
 
 
+async def test_a_client_of_http_1_0_that_does_not_say_so_may_not(front: Front) -> None:
+    message = b"GET / HTTP/1.0\r\nProxy-Connection: keep-alive\r\n\r\n"
+    async with connect(front.url) as peer:
+        await peer.send(message + message)
+        assert (await peer.read_answer()).header("Connection") == "close"
+        assert await peer.read_to_end() == b""
+    assert len(front.seen) == 1
+
+
 async def test_one_clients_cookies_never_go_with_anothers_request(front: Front) -> None:
     front.reply = answer("200 OK", ("Set-Cookie", "immich_access_token=secret; Path=/"))
     for path in ("/a", "/b", "/c"):

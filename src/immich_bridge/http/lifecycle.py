@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from immich_bridge.http.connection import Connection
 
@@ -67,4 +67,12 @@ def may_keep_alive(request: web.BaseRequest, lifecycle: Lifecycle) -> bool:
     connection = request.protocol
     if isinstance(connection, Connection) and connection.misread:
         return False
+    if request.version < HttpVersion11 and not _asks_to_go_on(request):
+        return False
     return request.keep_alive and request.content.is_eof() and not lifecycle.draining
+
+
+def _asks_to_go_on(request: web.BaseRequest) -> bool:
+    """Whether an HTTP/1.0 client says so (RFC 9112 9.3); the parser believes `Proxy-Connection`."""
+    values = request.headers.getall("Connection", ())
+    return any(option.strip().lower() == "keep-alive" for option in ",".join(values).split(","))
