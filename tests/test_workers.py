@@ -1,7 +1,9 @@
 """Several processes on one port: that they serve as one, start as one and end as one."""
 
 import asyncio
+import errno
 import fcntl
+import gc
 import os
 import re
 import shutil
@@ -20,6 +22,7 @@ import pytest
 
 from front import let_time_pass
 from immich_bridge import workers
+from immich_bridge.config import Config
 from immich_bridge.errors import StartError
 from immich_standin import StandIn
 from raw_upload import KEY, NAME, jpeg, upload_head, upload_request
@@ -388,6 +391,17 @@ class TestUploadsOfASibling:
         assert statuses[-1] == 404
 
 
+def test_a_start_without_room_for_another_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", no_room)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    config = Config.from_mapping({**BRIDGE_ALONE, "WORKERS": "2"})
+    with pytest.raises(StartError, match="a worker cannot be started: Resource temporarily"):
+        workers.serve_with_workers(config)
+
+
 class TestStopping:
     @pytest.mark.parametrize("to_all", [False, True], ids=["parent", "group"])
     async def test_lets_uploads_finish(self, immich: StandIn, start: Start, to_all: bool) -> None:
@@ -412,6 +426,28 @@ class TestStopping:
         assert len(bridge.lines(" stopping ")) == len(bridge.lines(" stopped ")) == 1
         assert bridge.log[-1] == stopped
         assert bridge.lines("ERROR") == []
+
+    async def test_ends_where_nobody_reads_the_log(self, immich: StandIn, start: Start) -> None:
+        bridge = await start(immich.url)
+        bridge.process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]
+        for worker in bridge.workers:
+            async with bridge.connection_to(worker) as peer:
+                await peer.send(request("GET", "/api/something"))  # a line of the log
+                await peer.read_answer()
+        bridge.process.terminate()
+        await bridge.exit_code()
+
+    async def test_kills_who_does_not_hear(self, immich: StandIn, start: Start) -> None:
+        bridge = await start(immich.url, SHUTDOWN_GRACE="60s")
+        frozen = bridge.workers[1]
+        os.kill(frozen, signal.SIGSTOP)
+        bridge.process.terminate()
+        await bridge.said(" stopping ")
+        for _ in range(2):
+            bridge.process.terminate()
+            await let_time_pass(0.05)  # two signals at once are one
+        await bridge.exit_code()
+        assert f"process {frozen} ended: SIGKILL" in await bridge.said("worker lost")
 
     async def test_tells_how_many_did_not_finish(self, immich: StandIn, start: Start) -> None:
         bridge = await start(immich.url, SHUTDOWN_GRACE="200ms")

@@ -42,7 +42,8 @@ _ORDER: Final = b"."
 def serve_with_workers(config: Config) -> None:
     """Serve with `config.workers` processes until SIGTERM or SIGINT, then have them drain.
 
-    A second signal ends the wait. Raises `StartError`.
+    A second signal ends the wait, a third one kills who does not even hear of it. Raises
+    `StartError`.
     """
     # What is there by now stays. To look for garbage in it would write to memory that workers
     # share with their parent, and so make copies of it: half of what a worker takes.
@@ -125,6 +126,8 @@ class _Crew:
             while not self._orders or self._running:
                 if not self._orders:
                     self._fill()
+                    if self._orders:
+                        continue  # it has come to nothing, perhaps with nobody to wait for
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
         finally:
@@ -191,11 +194,13 @@ class _Crew:
         except Exception:
             _logger.exception("worker %d failed", slot.inheritance.worker.number)
         finally:
-            if os.getppid() != parent:
-                with suppress(OSError):  # not empty before the last one has ended
-                    slot.inheritance.worker.folder.rmdir()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                if os.getppid() != parent:
+                    with suppress(OSError):  # not empty before the last one has ended
+                        slot.inheritance.worker.folder.rmdir()
+                sys.stderr.flush()  # which fails where nobody reads it any more
+            finally:
+                os._exit(code)
 
     def _close_all_but(self, slot: _Slot) -> None:
         """Close what a child has of the parent and of other workers.
@@ -220,8 +225,13 @@ class _Crew:
                 self._order()
 
     def _order(self) -> None:
-        """Have all workers drain; told again, have them end that wait."""
+        """Have all workers drain; told again, have them end that wait; then kill them."""
         self._orders += 1
+        if self._orders > 2:
+            for process in self._running:
+                if process.unfinished is None:
+                    os.kill(process.pid, signal.SIGKILL)
+            return
         if self._orders == 1:
             for slot in self._slots:
                 slot.inheritance.listening.close()

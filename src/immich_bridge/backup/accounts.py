@@ -31,7 +31,7 @@ _PARALLELISM: Final = 1
 _HASHES_AT_ONCE: Final = 2
 """Each takes a core and 19 MiB for some 40 ms: a flood of logins must not take the server."""
 _MOST_WAITING: Final = 32
-"""Passwords that wait to be hashed, a second's worth or two; what comes on top is refused."""
+"""Passwords that wait to be hashed, some eight seconds' worth; what comes on top is refused."""
 _CROWD: Final = 4
 """From so many waiting passwords on they are no household's, but a flood."""
 _REST_SECONDS: Final = 0.2

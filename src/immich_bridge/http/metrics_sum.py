@@ -8,7 +8,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
 from prometheus_client import Metric
@@ -121,7 +121,8 @@ async def metrics_told(metrics: Metrics, worker: Worker) -> AsyncIterator[None]:
     """
 
     async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer):
+        # One who has waited too long has closed it.
+        with closing(writer), suppress(ConnectionError):
             for refresh in metrics.before_scrape:
                 await refresh()
             writer.write(json.dumps(_written(life, metrics)).encode())
