@@ -80,11 +80,14 @@ def share_pipes(processes: int) -> None:
     _Pipe.most_allotted = _ALL_PIPES // processes
 
 
-async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> int:
+async def move(
+    body: Body, writer: StreamWriter, *, least: int = WORTH_IT, wake_at: int = _WAKE_BYTES
+) -> int:
     """Move what is left of `body` to where `writer` writes; how many bytes passed the parser by.
 
     None do where a condition is missing: a system that can splice, TCP without TLS on both
-    sides, `least` bytes that are still to come. Raises what `body.read` raises, `SourceEnded`,
+    sides, `least` bytes that are still to come. While bytes come fast they are moved `wake_at`
+    at a time. Raises what `body.read` raises, `SourceEnded`,
     and `ConnectionError` when the other side takes no more.
     """
     connection, source, sink = body.connection, None, writer.transport
@@ -107,7 +110,9 @@ async def move(body: Body, writer: StreamWriter, *, least: int = WORTH_IT) -> in
         await _hand_on_what_is_parsed(body, connection, source, writer)
         if body.remaining:
             body.waits(False)  # to read what was parsed may have begun to count again
-            splicing = asyncio.create_task(_flush_and_splice(source, writer, sink, body, count))
+            splicing = asyncio.create_task(
+                _flush_and_splice(source, writer, sink, body, count, wake_at)
+            )
             failing = asyncio.create_task(_failure(body.content))
             try:
                 await asyncio.wait({splicing, failing}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,9 +155,10 @@ async def _flush_and_splice(
     sink: asyncio.Transport,
     body: Body,
     moved: Callable[[int], None],
+    wake_at: int,
 ) -> None:
     await _flush(writer, sink)
-    await _splice(source, sink, body, moved)
+    await _splice(source, sink, body, moved, wake_at)
 
 
 async def _flush(writer: StreamWriter, sink: asyncio.Transport) -> None:
@@ -175,6 +181,7 @@ async def _splice(
     sink: asyncio.Transport,
     body: Body,
     moved: Callable[[int], None],
+    wake_at: int,
 ) -> None:
     count, waits = body.remaining, body.waits
     with ExitStack() as stack:
@@ -189,7 +196,7 @@ async def _splice(
             size = pipe.fill(reader.descriptor, count)
             if size is None:
                 waits(True)
-                await reader.readable(min(count, _WAKE_BYTES))
+                await reader.readable(min(count, wake_at))
                 waits(False)
                 in_this_turn = 0
                 continue

@@ -258,32 +258,27 @@ class TestWakingUp:
                 await peer.read_answer()
 
     async def test_for_what_a_slow_sender_has_sent(self, start_bridge: StartBridge) -> None:
-        arrived = asyncio.Queue[int]()
         pieces = [2 * MIB + 1000, 10, 1, 300_000]
+        arrived = asyncio.Queue[bytes]()
 
-        async def slow(peer: Peer) -> None:
-            await peer.read_request()
-            head = answer(body=PHOTO)
-            sent = len(head) - len(PHOTO)
-            await peer.send(head[:sent])
-            for size in pieces:
-                await peer.send(head[sent : sent + size])
-                sent += size
-                assert await arrived.get() == size
-            await peer.send(head[sent:])
+        async def receiving(peer: Peer) -> None:
+            await peer.read_head()
+            for size in (*pieces, len(PHOTO) - sum(pieces)):
+                arrived.put_nowait(await peer.reader.readexactly(size))
+            await peer.send(answer())
 
         async with (
-            front_of(start_bridge, slow) as (bridge, _),
+            front_of(start_bridge, receiving) as (bridge, _),
             connect(bridge.address) as peer,
         ):
-            await peer.send(DOWNLOAD)
-            await peer.read_head()
-            received = b""
-            for size in pieces:
-                received += await asyncio.wait_for(peer.reader.readexactly(size), PATIENCE)
-                arrived.put_nowait(size)
-            received += await peer.reader.readexactly(len(PHOTO) - len(received))
-        assert received == PHOTO
+            await peer.send(request("PUT", "/api/anything", ("Content-Length", str(len(PHOTO)))))
+            begin = 0
+            for size in (*pieces, len(PHOTO) - sum(pieces)):
+                await peer.send(PHOTO[begin : begin + size])
+                came = await asyncio.wait_for(arrived.get(), PATIENCE)
+                assert came == PHOTO[begin : begin + size]
+                begin += size
+            assert (await peer.read_answer()).status == 200
 
 
 @linux

@@ -148,7 +148,9 @@ async def _move(request: web.Request, upstream: Answer) -> bool:
     if upstream.content.is_eof() or not isinstance(writer, StreamWriter):
         return False
     body = _AnswerBody(upstream.content, connection.protocol, length)
-    return await move(body, writer, least=_WORTH_A_CONNECTION) > 0
+    # Each packet at once: Immich closes a connection some seconds after it has written its answer,
+    # so nothing of it is left waiting.
+    return await move(body, writer, least=_WORTH_A_CONNECTION, wake_at=1) > 0
 
 
 class _AnswerBody:
