@@ -26,7 +26,8 @@ def passage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """How bodies go through the bridge: `spliced`, however small, or `copied`."""
     chosen: str | None = getattr(request, "param", None)
     if chosen == "spliced":
-        monkeypatch.setattr(splice.move, "__kwdefaults__", {"least": 1})
+        defaults = {**(splice.move.__kwdefaults__ or {}), "least": 1}
+        monkeypatch.setattr(splice.move, "__kwdefaults__", defaults)
         monkeypatch.setattr(relay, "_WORTH_A_CONNECTION", 1)
     elif chosen == "copied":
         monkeypatch.setattr(splice, "_POSSIBLE", False)
