@@ -1,6 +1,7 @@
 """Files on disk: the order of a safe write, and what others see of it at any moment."""
 
 import asyncio
+import errno
 import os
 import re
 import threading
@@ -32,6 +33,7 @@ from backup_wing import Answer, Api, photo
 from debian_tools import INSTALL_SECONDS
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.disk import Disk
+from immich_bridge.backup.placed_mark import PlacedMark
 from immich_bridge.backup.storage import Storage
 from immich_bridge.errors import BadRequest, ClientGone, PayloadTooLarge
 from immich_bridge.serve import Server
@@ -494,6 +496,27 @@ class TestSweeping:
         async with await storage.receive(source, LOGICAL_FOLDER) as pending:
             assert [*pending.path.parent.iterdir()] == [pending.path]
             assert storage.is_temporary(pending.path)
+
+
+def test_a_photo_without_its_row_is_hidden_also_where_no_file_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, photo = tmp_path / ".upload-0.part", tmp_path / "IMG_0001.jpg"
+    temporary.write_bytes(b"photo")
+    mark = PlacedMark(photo)
+    mark.place(temporary)
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "open", no_room)
+    mark.undo(keep=True)
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    assert left.stat().st_size == 0
+    found = PlacedMark.at(left)
+    assert found is not None
+    assert found.photo == photo
 
 
 TRACED = (

@@ -78,10 +78,12 @@ class PlacedMark:
                 if keep:
                     self._make_empty()
             elif self._photo_is_new:
-                if keep:
-                    self._make_empty()
+                if keep and self.path != self._beside:
+                    self.path.replace(self._beside)  # a full disk may have no room for a new one
                 self.photo.unlink(missing_ok=True)
-                if not keep or self.path != self._beside:
+                if keep:
+                    os.truncate(self._beside, 0)
+                else:
                     self.path.unlink(missing_ok=True)
 
     @property
