@@ -32,6 +32,7 @@ test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, t
 # PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes.
 torture: $(VENV)/installed-test ## faults, abuse and load, three quarters of an hour (PARTS="kills soak" SEED=7 SOAK=30)
 	$(BIN)/pytest $(if $(PARTS),$(PARTS:%=tests/torture/test_%.py),tests/torture) --torture \
+		--numprocesses $(JOBS) --dist worksteal \
 		$(if $(SEED),--seed $(SEED)) $(if $(SOAK),--soak-minutes $(SOAK)) $(ARGS)
 
 run: $(VENV)/installed ## serve in front of your own Immich (IMMICH_SERVER_URL, else http://localhost:2283)

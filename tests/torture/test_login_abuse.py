@@ -225,6 +225,7 @@ async def test_a_burst_of_logins_is_bounded(
     )
 
 
+@pytest.mark.alone
 async def test_others_do_not_wait_for_logins(
     effort: Effort, start_process: StartBackupProcess, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ from torture.effort import Effort
 from wire import Message
 
 MIB: Final = 1 << 20
-PROMISE: Final = "12 resumed"
+PROMISE: Final = "13 resumed"
 _GROWTH: Final = 24.0
 """MiB by which the memory may grow for one upload, however long and however often it is cut."""
 _AT_ONCE: Final = 8

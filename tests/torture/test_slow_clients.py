@@ -55,6 +55,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield bench
 
 
+@pytest.mark.alone
 def test_slow_clients_hurt_only_themselves(effort: Effort, bench: Bench, tmp_path: Path) -> None:
     count, rounds = effort.amount(30, 500), effort.amount(1, 12)
     limits = FULL_LIMITS if effort.full else SMALL_LIMITS

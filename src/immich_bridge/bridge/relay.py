@@ -133,7 +133,7 @@ async def relay(
     except (ClientError, SourceEnded) as exc:
         record.error = BadGateway.code
         record.outcome = "Immich broke off its answer"
-        _logger.warning("Immich broke off its answer: %s", type(exc).__name__)
+        _logger.warning("Immich broke off its answer: %s: %s", type(exc).__name__, exc)
         if request.transport is not None:
             request.transport.abort()
     return response
