@@ -44,6 +44,10 @@ class Unauthorized(BridgeError):
     status = 401
     code = "unauthorized"
 
+    def __init__(self, message: str) -> None:
+        # No such answer without the name of a scheme (RFC 9110 15.5.2).
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
 
 class NotFound(BridgeError):
     """Nothing of ours lies here, and there is no Immich to ask."""

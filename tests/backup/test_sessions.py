@@ -65,7 +65,7 @@ async def test_whatever_is_wrong_with_the_credentials_the_answer_is_one(
             assert answer.error == INVALID_CREDENTIALS
             assert {name.lower() for name, _ in answer.message.headers} == {
                 *(b"content-type", b"content-length", b"date", b"server"),
-                *(b"x-request-id", b"x-bridge-error"),
+                *(b"x-request-id", b"x-bridge-error", b"www-authenticate"),
             }
     assert rows(db_path, "SELECT * FROM tokens") == []
 
@@ -253,7 +253,9 @@ async def test_what_is_no_token_of_ours_is_refused(api: Api, subtests: pytest.Su
             with subtests.test(target=target, form=form and form[:30]):
                 value = form and form.replace("{token}", api.token or "")
                 headers = [("Authorization", value)] if value else []
-                assert (await Api(api.url).call(method, target, *headers)).error == error
+                answer = await Api(api.url).call(method, target, *headers)
+                assert answer.error == error
+                assert answer.header("WWW-Authenticate") == "Bearer"
     # The token itself is still what it was.
     assert (await api.status()).status == 200
 

@@ -442,6 +442,7 @@ class TestCredentials:
         expect = [("Expect", "100-continue")] if expecting else []
         told = await upload(front.url, PHOTO, NAME, *headers, *expect, query=query, key="")
         assert_error(told, 401, "unauthorized")
+        assert told.header("WWW-Authenticate") == "Bearer"
         assert told.interim == []
         assert front.upstream.connections == 0
 
