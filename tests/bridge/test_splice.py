@@ -297,6 +297,26 @@ class TestAnswers:
                         await peer.read_answer()
             await eventually(lambda: descriptors() <= before)
 
+    async def test_arrive_whole_although_immich_has_closed(self, start_bridge: StartBridge) -> None:
+        """It does so some seconds after it has written an answer, whoever has read how much."""
+        body = jpeg(4 * MIB)
+        closed = asyncio.Event()
+
+        async def reply(peer: Peer) -> None:
+            await peer.read_request()
+            await peer.send(answer(body=body))
+            await peer.close()
+            closed.set()
+
+        async with (
+            front_of(start_bridge, reply) as (bridge, _),
+            connect(bridge.address, limit=64 * 1024) as peer,
+        ):
+            await peer.send(DOWNLOAD)
+            head = await peer.read_head()
+            await asyncio.wait_for(closed.wait(), PATIENCE)
+            assert await peer.read_body(head) == body
+
     async def test_that_fall_silent_are_cut_off(self, start_bridge: StartBridge) -> None:
         async def silent(peer: Peer) -> None:
             await peer.read_request()
