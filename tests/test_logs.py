@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from immich_bridge.logs import log_event, loggable_path
+from immich_bridge.logs import add_to_every_line, log_event, loggable_path
 from log_capture import written_log
 
 LOGGER = logging.getLogger("immich_bridge.test")
@@ -130,6 +130,19 @@ class TestJsonFormat:
         with written_log("json") as log:
             log_event(LOGGER, logging.INFO, "event", path=sys.path.__class__)
         assert json.loads(log.lines[0])["path"] == "<class 'list'>"
+
+
+@pytest.mark.parametrize(
+    ("log_format", "ending"), [("text", " here=1 worker=2"), ("json", '"here": 1, "worker": 2}')]
+)
+def test_fields_of_the_process_stand_behind_those_of_the_line(log_format: str, ending: str) -> None:
+    with written_log(log_format) as log:
+        add_to_every_line(worker=2)
+        log_event(LOGGER, logging.INFO, "event", here=1)
+        LOGGER.warning("another one")
+    first, second = log.lines
+    assert first.endswith(ending)
+    assert second.endswith(ending[-len("worker=2") :])
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

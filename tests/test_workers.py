@@ -261,6 +261,9 @@ class TestServing:
             async with bridge.connection_to(worker) as peer:
                 await peer.send(request("GET", "/api/server/ping"))
                 assert (await peer.read_answer()).body == b'{"res":"pong"}'
+        await bridge.said(" INFO request ", times=3)
+        told = {line.rpartition(" ")[2] for line in bridge.lines(" INFO request ")}
+        assert told == {"worker=0", "worker=1", "worker=2"}
 
     async def test_many_uploads_arrive_byte_for_byte_and_are_counted_in_one_sum(
         self, immich: StandIn, start: Start

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 _ORIGIN: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*")
@@ -77,6 +78,24 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps(event, ensure_ascii=False, default=str)
+
+
+class _Added(logging.Filter):
+    """Lets every line pass, with the same fields behind its own."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.fields = {**getattr(record, "fields", {}), **self._fields}
+        return True
+
+
+def add_to_every_line(**fields: Any) -> None:
+    """From now on each line of this process bears these fields too."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Added(fields))
 
 
 def set_up(level: str, log_format: str) -> None:

@@ -23,7 +23,7 @@ from immich_bridge.http.metrics import Metrics
 from immich_bridge.http.metrics_page import metrics_runner
 from immich_bridge.http.metrics_sum import MetricsSum, metrics_told
 from immich_bridge.http.record import running
-from immich_bridge.logs import log_event
+from immich_bridge.logs import add_to_every_line, log_event
 from immich_bridge.malloc import keep_blocks
 from immich_bridge.sockets import listening_socket, local_address, metrics_socket
 from immich_bridge.splice import share_pipes
@@ -159,6 +159,7 @@ async def serve_as_worker(config: Config, inherited: Inheritance, channel: socke
     if config.malloc_tuning == "auto":
         keep_blocks()
     share_pipes(inherited.worker.count)
+    add_to_every_line(worker=inherited.worker.number)
     stop, hurry, end = asyncio.Event(), asyncio.Event(), asyncio.Event()
     # A copy, since the loop closes what it is given, and the parent may still have to be told why.
     reader, writer = await asyncio.open_unix_connection(sock=channel.dup())
@@ -168,7 +169,7 @@ async def serve_as_worker(config: Config, inherited: Inheritance, channel: socke
             while await reader.read(1):
                 (hurry if stop.is_set() else stop).set()
         if not stop.is_set():
-            _logger.error("the parent process is gone, worker %d stops", inherited.worker.number)
+            _logger.error("the parent process is gone, this worker stops")
             stop.set()
         end.set()
 
