@@ -17,6 +17,9 @@ from node_tools import ParsedForm
 _MANY_HEADERS = 1000
 """No reader shall refuse a form only for a limit that another one has set elsewhere."""
 
+PythonPart = tuple[str, str | None, bytes]
+"""Name, file name and content of a part as python-multipart reads it."""
+
 
 class Refused(Exception):
     """A reader takes a form for none; the message says why."""
@@ -53,13 +56,8 @@ class _Body:
         return next(self._pieces, b"")
 
 
-def read_by_python(
-    content_type: str, body: bytes, size: int
-) -> list[tuple[str, str | None, bytes]]:
-    """Name, file name and content of each part as python-multipart reads them.
-
-    Raises `Refused`.
-    """
+def read_by_python(content_type: str, body: bytes, size: int) -> list[PythonPart]:
+    """The parts as python-multipart reads them; raises `Refused`."""
     _, options = parse_options_header(content_type)
     collected = _Collected()
     parser = MultipartParser(
@@ -92,7 +90,7 @@ class _Collected:
     """What the parser calls back with; of a header that is there twice the first counts."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[str, str | None, bytes]] = []
+        self.parts: list[PythonPart] = []
         self.finished = False
 
     def begin(self) -> None:

@@ -29,6 +29,11 @@ _CONTENTS: Final = (
     *(b"", b"IMG_1234", b"image/jpeg", b"\r\n", b"\r", b"\n", b"--", b"\r\n--", b"\r\n\r\n", b"-"),
     *(b"\xc3\xa9", b"\r\r\n", b"\r\n-", bytes(range(128)), b"\xff\xfe\0", b"x" * 5000, b"\r" * 300),
 )
+_FRAGMENTS: Final = (
+    *(b"\r\n", b"\r", b"\n", b"--", b"-", b" ", b"\t", b"\0", b'"', b"\\", b";", b":", b"\xff"),
+    *(b"%b", b"%b--", b"\r\n%b", b"\r\n%b\r\n", b"\r\n%b--\r\n"),
+)
+"""What damage puts into a form, `%b` for the delimiter."""
 
 _GOOD_HEADERS: Final = 7
 
@@ -72,79 +77,89 @@ class SentForm:
         return f'multipart/form-data; boundary="{self.boundary}"'
 
 
+@dataclass(frozen=True)
+class _Damage:
+    """Something put in, taken out, doubled or changed somewhere."""
+
+    kind: str
+    place: int
+    size: int
+    fragment: bytes
+    """What is put in, `%b` for the delimiter."""
+
+    def done_to(self, body: bytes, delimiter: bytes) -> bytes:
+        """The body, damaged."""
+        at = self.place % (len(body) + 1)
+        to = min(len(body), at + self.size)
+        fragment = self.fragment.replace(b"%b", delimiter)
+        match self.kind:
+            case "insert":
+                return body[:at] + fragment + body[at:]
+            case "remove":
+                return body[:at] + body[to:]
+            case "double":
+                return body[:to] + body[at:to] + body[to:]
+            case "replace":
+                return body[:at] + fragment + body[to:]
+            case "unix":
+                return body[:at] + body[at:].replace(b"\r\n", b"\n", 1)
+            case _:
+                return body.replace(delimiter, delimiter + b" \t", 1)
+
+
+def _parts(delimiter: bytes, *, careful: bool) -> st.SearchStrategy[list[Part]]:
+    near = (b"\r\n" + delimiter[:-1], delimiter[:-1], b"\n" + delimiter, b"\r" + delimiter)
+    parameters = _MORE_PARAMETERS[:3] if careful else _MORE_PARAMETERS
+    headers = st.lists(
+        st.sampled_from(_HEADERS[:_GOOD_HEADERS] if careful else _HEADERS),
+        max_size=2,
+        # One that is there twice is soon refused by all.
+        unique_by=lambda line: line.lower().partition(b":")[0],
+    )
+
+    def part(name: bytes, parameter: bytes, headers: list[bytes], content: bytes) -> Part:
+        disposition = b"Content-Disposition: form-data; name=" + name + parameter
+        head = b"\r\n".join([delimiter, disposition, *headers])
+        return head + b"\r\n\r\n" + content + b"\r\n"
+
+    one = st.builds(
+        part,
+        st.sampled_from(_NAMES[:5] if careful else _NAMES),
+        st.sampled_from((*parameters, *[b""] * len(parameters))),
+        headers,
+        st.one_of(st.sampled_from(_CONTENTS), st.sampled_from(near), st.binary(max_size=120)),
+    )
+    return st.lists(one, min_size=1, max_size=6)
+
+
+# All strategies are made once: hypothesis takes longer to make one than to draw from it.
+_SOME_BOUNDARY: Final = st.sampled_from(_BOUNDARIES)
+_CAREFUL: Final = st.booleans()
+_PARTS: Final = {
+    (boundary, careful): _parts(f"--{boundary}".encode(), careful=careful)
+    for boundary in _BOUNDARIES
+    for careful in (True, False)
+}
+_DAMAGES: Final = st.lists(
+    st.builds(
+        _Damage,
+        kind=st.sampled_from(["insert", "remove", "double", "replace", "unix", "padding"]),
+        place=st.integers(0, 2**16),
+        size=st.integers(1, 40),
+        fragment=st.sampled_from(_FRAGMENTS),
+    ),
+    min_size=1,
+    max_size=3,
+)
+_PIECE_SIZES: Final = st.one_of(st.integers(1, 80), st.sampled_from([1009, 16 * 1024, 64 * 1024]))
+
+
 @st.composite
 def sent_forms(draw: st.DrawFn) -> SentForm:
     """Forms of up to six parts; about half of them as they should be, the rest damaged."""
-    boundary = draw(st.sampled_from(_BOUNDARIES))
+    boundary, careful = draw(_SOME_BOUNDARY), draw(_CAREFUL)
     delimiter = f"--{boundary}".encode()
-    careful = draw(st.booleans())
-    parts = draw(st.lists(_parts(delimiter, careful=careful), min_size=1, max_size=6))
-    body = b"".join(parts) + delimiter + b"--\r\n"
-    if not careful:
-        for _ in range(draw(st.integers(1, 3))):
-            body = draw(_damaged(body, delimiter))
-    sizes = st.one_of(st.integers(1, 80), st.sampled_from([1009, 16 * 1024, 64 * 1024]))
-    return SentForm(boundary, body, draw(sizes))
-
-
-@st.composite
-def _parts(draw: st.DrawFn, delimiter: bytes, *, careful: bool) -> Part:
-    near = st.sampled_from(
-        [b"\r\n" + delimiter[:-1], delimiter[:-1], b"\n" + delimiter, b"\r" + delimiter]
-    )
-    content = draw(st.one_of(st.sampled_from(_CONTENTS), near, st.binary(max_size=120)))
-    head = b"Content-Disposition: form-data; name=" + draw(
-        st.sampled_from(_NAMES[:5] if careful else _NAMES)
-    )
-    if draw(st.booleans()):
-        head += draw(st.sampled_from(_MORE_PARAMETERS[:3] if careful else _MORE_PARAMETERS))
-    more = draw(_headers(careful=careful))
-    return delimiter + b"\r\n" + b"\r\n".join([head, *more]) + b"\r\n\r\n" + content + b"\r\n"
-
-
-def _headers(*, careful: bool) -> st.SearchStrategy[list[bytes]]:
-    headers = st.sampled_from(_HEADERS[:_GOOD_HEADERS] if careful else _HEADERS)
-    # One that is there twice is soon refused by all.
-    return st.lists(headers, max_size=2, unique_by=lambda line: line.lower().partition(b":")[0])
-
-
-@st.composite
-def _damaged(draw: st.DrawFn, body: bytes, delimiter: bytes) -> bytes:
-    """Something put in, taken out, doubled or changed somewhere."""
-    at = draw(st.integers(0, len(body)))
-    to = min(len(body), at + draw(st.integers(1, 40)))
-    line = b"\r\n" + delimiter
-    fragments = st.sampled_from(
-        [
-            *(
-                b"\r\n",
-                b"\r",
-                b"\n",
-                b"--",
-                b"-",
-                b" ",
-                b"\t",
-                b"\0",
-                b'"',
-                b"\\",
-                b";",
-                b":",
-                b"\xff",
-            ),
-            *(delimiter, delimiter + b"--", line, line + b"\r\n", line + b"--\r\n"),
-        ]
-    )
-    kind = draw(st.sampled_from(["insert", "remove", "double", "replace", "unix", "padding"]))
-    match kind:
-        case "insert":
-            return body[:at] + draw(fragments) + body[at:]
-        case "remove":
-            return body[:at] + body[to:]
-        case "double":
-            return body[:to] + body[at:to] + body[to:]
-        case "replace":
-            return body[:at] + draw(fragments) + body[to:]
-        case "unix":
-            return body[:at] + body[at:].replace(b"\r\n", b"\n", 1)
-        case _:
-            return body.replace(delimiter, delimiter + b" \t", 1)
+    body = b"".join(draw(_PARTS[boundary, careful])) + delimiter + b"--\r\n"
+    for damage in [] if careful else draw(_DAMAGES):
+        body = damage.done_to(body, delimiter)
+    return SentForm(boundary, body, draw(_PIECE_SIZES))

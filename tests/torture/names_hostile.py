@@ -1,10 +1,9 @@
-"""Names such as an attacker chooses: listed by hand, and varied by hypothesis."""
+"""Names such as an attacker chooses: listed by hand, and varied at random."""
 
+from collections.abc import Callable, Sequence
+from random import Random
 from typing import Final
 from urllib.parse import quote
-
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from torture.effort import Effort
 
@@ -100,43 +99,59 @@ _ENDINGS: Final = (
 )
 
 
-def _varied(absolute: tuple[str, ...]) -> st.SearchStrategy[str]:
-    listed = st.sampled_from((*_HAND_LISTED, *absolute))
-    short = st.sampled_from([name for name in (*_HAND_LISTED, *absolute) if len(name) < 80])
-    any_character = st.characters(exclude_categories=[])
-    joined = st.lists(st.one_of(short, st.text(any_character, max_size=4)), min_size=2, max_size=6)
-    return st.one_of(
-        st.builds(lambda name, ending: name + ending, listed, st.sampled_from(_ENDINGS)),
-        joined.map("".join),
-        st.text(any_character, min_size=1, max_size=60),
-        st.builds(lambda name, times: (name * times)[:600], short, st.integers(2, 200)),
-        short.map(lambda name: quote(name, safe="", errors="surrogatepass")),
-        short.map(lambda name: quote(quote(name, safe="", errors="surrogatepass"), safe="")),
+_ALPHABETS: Final = (
+    *(range(0x20, 0x7F), range(0x20, 0x7F), range(0xA0, 0x250), range(0x400, 0xD800)),
+    *(range(0x100), range(0x110000)),
+)
+"""Each as often. The last two have controls, the last one lone surrogates: most that has these is
+refused, and only what is taken can do harm."""
+_SHORT: Final = 80
+_LONGEST: Final = 600
+"""Characters."""
+
+
+def _any_text(chance: Random, most: int) -> str:
+    alphabets = chance.choices(_ALPHABETS, k=2)
+    size = chance.randint(1, most)
+    return "".join(chr(chance.choice(chance.choice(alphabets))) for _ in range(size))
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="", errors="surrogatepass")
+
+
+def _variations(absolute: Sequence[str]) -> Sequence[Callable[[Random], str]]:
+    """What makes another name of those that are listed."""
+    listed = (*_HAND_LISTED, *absolute)
+    # Chance is to draw the same whatever folder the test is in: those count as short.
+    short = (*(name for name in _HAND_LISTED if len(name) < _SHORT), *absolute)
+
+    def joined(chance: Random) -> str:
+        return "".join(
+            chance.choice(short) if chance.random() < 0.5 else _any_text(chance, 4)
+            for _ in range(chance.randint(2, 6))
+        )
+
+    return (
+        lambda chance: chance.choice(listed) + chance.choice(_ENDINGS),
+        joined,
+        lambda chance: _any_text(chance, 60),
+        lambda chance: (chance.choice(short) * chance.randint(2, 200))[:_LONGEST],
+        lambda chance: _quoted(chance.choice(short)),
+        lambda chance: _quoted(_quoted(chance.choice(short))),
     )
 
 
 def hostile_names(effort: Effort, count: int, absolute: tuple[str, ...]) -> list[str]:
-    """`count` different names: those of the list, shuffled, then what hypothesis makes of them.
+    """`count` different names: those of the list, shuffled, then what chance makes of them.
 
     `absolute` are paths that nothing may touch; lone surrogates are among the characters.
     """
+    chance = effort.chance("names")
     names = [*_HAND_LISTED, *absolute]
-    effort.chance("names").shuffle(names)
+    chance.shuffle(names)
     known = dict.fromkeys(names[:count])
-
-    @seed(effort.seed)
-    @settings(
-        max_examples=2 * count,  # it may say the same twice
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(_varied(absolute))
-    def collect(name: str) -> None:
-        if name and len(known) < count:
-            known[name] = None
-
-    collect()
-    assert len(known) == count, f"only {len(known)} different names"
+    variations = _variations(absolute)
+    while len(known) < count:
+        known[chance.choice(variations)(chance)] = None
     return list(known)

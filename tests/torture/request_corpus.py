@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from random import Random
 from typing import Final
@@ -43,12 +44,12 @@ class Conversation:
     cut_off: bool
     """Whether the client leaves without waiting for an answer."""
 
-    @property
+    @cached_property
     def sent(self) -> bytes:
         """All of it."""
         return b"".join(self.pieces)
 
-    @property
+    @cached_property
     def reading(self) -> Reading:
         """What it may mean."""
         return read_requests(self.sent)

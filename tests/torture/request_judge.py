@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -86,7 +87,7 @@ class Outcome:
     """What the client got."""
     ending: Ending
 
-    @property
+    @cached_property
     def answers(self) -> list[Answer]:
         """The answers in it."""
         return list(
@@ -148,17 +149,19 @@ def _faults_of_seen(
     reading: Reading, answers: Sequence[Answer], seen: Sequence[Seen]
 ) -> Iterator[str]:
     by_serial = {one.serial: one for one in seen}
+    # Node may answer also the head of one whose body is yet to break: an expectation it refuses.
+    possible = [*reading.requests, *([reading.begun] if reading.begun else [])]
     for number, answer in enumerate(answers):
         if answer.seen is None:
             continue
         one = by_serial.get(answer.seen)
-        if one is None or number >= len(reading.requests):
+        if one is None or number >= len(possible):
             yield f"an answer to another client's request: {answer}"
-        elif not _is_meant(one, reading.requests[number]):
-            yield f"{reading.requests[number]} was answered with what Node said to {one}"
-    possible = iter([*reading.requests, *([reading.begun] if reading.begun else [])])
+        elif not _is_meant(one, possible[number]):
+            yield f"{possible[number]} was answered with what Node said to {one}"
+    in_order = iter(possible)
     for one in sorted(seen, key=lambda one: one.serial):
-        meant = next((meant for meant in possible if _is_meant(one, meant)), None)
+        meant = next((meant for meant in in_order if _is_meant(one, meant)), None)
         if meant is None or (one.complete and meant is reading.begun):
             yield f"Node saw what nobody meant: {one}"
         else:

@@ -28,6 +28,8 @@ PATIENT = 20.0
 HURRIED = 0.7
 """Seconds of grace: enough for every upload that has an end, and not enough for the others."""
 HURRIED_EVERY = 5
+AT_ONCE = 3
+"""Servers, each with folders and an Immich of its own: a round waits more than it works."""
 PHOTOS = 400
 """Indexed for each round; no round comes near."""
 
@@ -48,17 +50,24 @@ class Totals:
 async def test_sigterm_under_load(
     effort: Effort, start_process: StartProcess, tmp_path: Path
 ) -> None:
-    chance = effort.chance("shutdown")
-    settings = await settings_with_a_user(tmp_path)
     rounds = effort.amount(3, 50)
+    left = iter(range(rounds))
     totals = Totals()
-    async with immich_with_something_to_read(tmp_path / "immich") as (immich, stored):
-        for number in range(rounds):
-            grace = HURRIED if number % HURRIED_EVERY == HURRIED_EVERY // 2 else PATIENT
-            shutdown = Shutdown(settings, immich, stored["download"], chance, grace)
-            await shutdown.run(start_process, number, totals)
-            effort.progress("SIGTERMs", number + 1, rounds)
-    assert await storage_check(settings) == 0
+
+    async def stop_in_turn(folder: Path) -> None:
+        settings = await settings_with_a_user(folder)
+        async with immich_with_something_to_read(folder / "immich") as (immich, stored):
+            for number in left:
+                grace = HURRIED if number % HURRIED_EVERY == HURRIED_EVERY // 2 else PATIENT
+                chance = effort.chance("shutdown", number)
+                shutdown = Shutdown(settings, immich, stored["download"], chance, grace)
+                await shutdown.run(start_process, number, totals)
+                effort.progress("SIGTERMs", number + 1, rounds)
+        assert await storage_check(settings) == 0
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(AT_ONCE):
+            group.create_task(stop_in_turn(tmp_path / f"{number}"))
     assert totals.finished > 0
     effort.figure(
         "11 shutdown",
