@@ -425,6 +425,11 @@ class TestCredentials:
         assert seen.header("Cookie") == "immich_access_token=t"
         assert seen.header("x-api-key") == StandIn.api_key
 
+    async def test_in_a_later_line_are_seen(self, front: Front) -> None:
+        lines = [("Cookie", "a=b"), ("Cookie", "immich_access_token=t")]
+        assert (await upload(front.url, PHOTO, NAME, *lines, key="")).status == 201
+        assert front.seen[0].all("Cookie") == ["a=b", "immich_access_token=t"]
+
     @pytest.mark.parametrize(
         ("headers", "query"),
         [

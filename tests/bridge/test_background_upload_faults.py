@@ -479,7 +479,8 @@ class TestAnImmichThatFails:
 
     async def test_vanishing_in_its_answer(self, immich: StandIn, bridge: Server) -> None:
         immich.behaviour = Behaviour(cut_answer_after=10)
-        assert_error(await upload(bridge.address, PHOTO, NAME), 502, "bad_gateway")
+        told = await upload(bridge.address, PHOTO, NAME)
+        assert assert_error(told, 502, "bad_gateway") == "Immich broke off its answer"
         gc.collect()  # aiohttp warns of a connection that was left to the garbage
 
     async def test_falling_silent_after_the_body(
@@ -491,6 +492,16 @@ class TestAnImmichThatFails:
         assert_error(told, 504, "gateway_timeout")
         await immich.wait_for_request(lambda seen: seen.finished, timeout=2)
         await eventually(lambda: immich.open_connections == 0, 2)
+
+    async def test_falling_silent_in_its_answer(self, start_bridge: StartBridge) -> None:
+        async def script(peer: Peer) -> None:
+            await peer.read_request()
+            await peer.send(answer("201 Created", ("Content-Length", "50")), b'{"id"')
+            await peer.read_to_end()
+
+        async with front_of(start_bridge, script, UPSTREAM_RESPONSE_TIMEOUT="0.3s") as (bridge, _):
+            told = await upload(bridge.address, PHOTO, NAME)
+        assert "silent" in assert_error(told, 504, "gateway_timeout")
 
     async def test_is_not_silent_before_the_body_is_whole(self, start_bridge: StartBridge) -> None:
         invited = asyncio.Event()

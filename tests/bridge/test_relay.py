@@ -423,6 +423,22 @@ class TestEarlyAnswers:
             assert await asyncio.wait_for(peer.reader.read(), PATIENCE) == b""
             done.set()
 
+    @pytest.mark.parametrize("framing", ["Content-Length: 9999999", "Transfer-Encoding: chunked"])
+    async def test_reach_the_client_before_the_first_byte_of_its_upload(
+        self, start_bridge: StartBridge, framing: str
+    ) -> None:
+        async def script(peer: Peer) -> None:
+            assert framing.encode() in [
+                b"%b: %b" % field for field in (await peer.read_head()).headers
+            ]
+            await peer.send(answer("401 Unauthorized", body=b"who are you"))
+            await peer.read_to_end()
+
+        async with front_of(start_bridge, script) as (bridge, _), connect(bridge.address) as peer:
+            await peer.send(f"POST / HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n".encode())
+            told = await peer.read_answer()
+        assert (told.status, told.body) == (401, b"who are you")
+
     async def test_end_an_upload_without_reading_all_of_it(self, start_bridge: StartBridge) -> None:
         received = sent = 0
 

@@ -91,6 +91,13 @@ class TestTarget:
         assert front.seen[0].target == b"/a%2f//b?c=%zz"
         assert front.seen[0].header("Host") == front.host.decode()
 
+    @pytest.mark.parametrize(("query", "target"), [("", b"/"), ("?a=%zz&b", b"/?a=%zz&b")])
+    async def test_of_a_host_alone_is_its_root(
+        self, front: Front, query: str, target: bytes
+    ) -> None:
+        assert (await fetch(front.url, "GET", f"http://elsewhere{query}")).status == 200
+        assert [message.target for message in front.seen] == [target]
+
     async def test_in_asterisk_form_passes(self, front: Front) -> None:
         await fetch(front.url, "OPTIONS", "*")
         assert front.seen[0].first_line == b"OPTIONS * HTTP/1.1"

@@ -8,6 +8,11 @@ from collections import Counter
 import pytest
 
 from front import StartBridge, front_of, let_time_pass, unused_port
+from immich_bridge.bridge.exchange import UpstreamProtocol
+from immich_bridge.bridge.upstream import Upstream
+from immich_bridge.config import Config
+from immich_bridge.http.metrics import Metrics
+from immich_bridge.serve import event_loop_factory
 from wire import PATIENCE, Message, Peer, answer, connect, fetch, recording_upstream, request
 
 
@@ -20,6 +25,38 @@ def assert_error(told: Message, status: int, code: str) -> None:
     assert error.keys() == {"error", "message"}
     assert error["error"] == code
     assert "Immich" in error["message"]
+
+
+def test_a_connection_given_up_while_it_is_made_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop closes it, and tells its protocol nothing of that."""
+    made: list[UpstreamProtocol] = []
+    connection_made = UpstreamProtocol.connection_made
+
+    async def give_up() -> None:
+        async with recording_upstream([]) as immich:
+            upstream = Upstream(Config.from_mapping({"IMMICH_SERVER_URL": immich.url}))
+            metrics = Metrics("uvloop")
+            upstream.expose(metrics)
+            async with upstream:
+                pinging = asyncio.create_task(upstream.ping())
+
+                def made_and_given_up(
+                    self: UpstreamProtocol, transport: asyncio.BaseTransport
+                ) -> None:
+                    connection_made(self, transport)
+                    made.append(self)
+                    pinging.cancel()
+
+                monkeypatch.setattr(UpstreamProtocol, "connection_made", made_and_given_up)
+                with pytest.raises(asyncio.CancelledError):
+                    await pinging
+                assert len(made) == 1
+                value = metrics.registry.get_sample_value
+                assert value("immich_bridge_upstream_connections_open") == 0
+                assert value("immich_bridge_upstream_connections_total") == 1
+
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(give_up())
 
 
 class TestConnecting:

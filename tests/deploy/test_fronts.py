@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -53,12 +54,10 @@ OF_THE_FRONT: Final = frozenset(
 )
 
 
-@pytest.fixture(scope="module", params=sorted(RUNNING))
-def tls_front(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TlsFront]:
-    """Each of the fronts, started once; the bridges behind it come and go."""
-    with RUNNING[request.param](tmp_path_factory.mktemp(request.param)) as front:
+@pytest.fixture(params=sorted(RUNNING))
+def tls_front(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TlsFront]:
+    """Each of the fronts; one that has served another test might still know that one's bridge."""
+    with RUNNING[request.param](tmp_path) as front:
         yield front
 
 

@@ -26,8 +26,8 @@ def require_credentials(request: web.Request, parameters: Mapping[str, str]) -> 
     Immich would refuse too, but only after a connection was made and bytes were sent.
     """
     if (
-        any(request.headers.get(name) for name in _HEADERS)
-        or request.cookies.get(_COOKIE)
+        any(value for name in _HEADERS for value in request.headers.getall(name, ()))
+        or _access_tokens(request)
         or any(parameters.get(name) for name in _PARAMETERS)
     ):
         return
@@ -43,7 +43,14 @@ def credential_query(request: web.Request) -> str:
 
 def credentials_digest(request: web.Request) -> str:
     """The same for two requests with the same credentials, and for no others."""
-    given = [request.headers.get(name, "") for name in _HEADERS]
-    given += [request.cookies.get(_COOKIE, ""), credential_query(request)]
+    given = [", ".join(request.headers.getall(name, ())) for name in _HEADERS]
+    given += [", ".join(_access_tokens(request)), credential_query(request)]
     text = "\0".join(given).encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).hexdigest()
+
+
+def _access_tokens(request: web.Request) -> list[str]:
+    """What cookies prove the sender by; a front that speaks HTTP/2 may send many lines of them."""
+    lines = request.headers.getall("Cookie", ())
+    pairs = (pair.partition("=") for line in lines for pair in line.split(";"))
+    return [value.strip() for name, _, value in pairs if name.strip() == _COOKIE and value.strip()]

@@ -182,15 +182,13 @@ class UpstreamProtocol(ResponseHandler):
     `made` is called when the connection is made.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, made: Callable[["UpstreamProtocol"], None]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, made: Callable[[], None]) -> None:
         super().__init__(loop)
         self._made = made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._made(self)
+        self._made()
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
         self._break_body_off(exc)
@@ -205,6 +203,7 @@ class UpstreamProtocol(ResponseHandler):
         payload = self._payload
         if payload is not None and not payload.is_eof():
             error = ClientPayloadError("the answer was broken off")
+            error.__cause__ = exc
             payload.set_exception(error, exc)
             # And later: a reader that was just woken by the end of a chunk goes to sleep once
             # more, whatever has happened to the body meanwhile.
@@ -223,6 +222,17 @@ class UpstreamConnector(TCPConnector):
 
     aiohttp connects a socket of its own first: on uvloop that costs twice the time.
     """
+
+    @property
+    def open_connections(self) -> int:
+        """How many there are, in use or kept.
+
+        Counting those that were made and not lost would not do: uvloop tells nobody of the loss of
+        one whose making was cancelled at the last moment.
+        """
+        kept = (connection for pool in self._conns.values() for connection, _ in pool)
+        every = (*self._acquired, *kept)
+        return sum(isinstance(each, ResponseHandler) and each.is_connected() for each in every)
 
     async def _wrap_create_connection(
         self,

@@ -1,6 +1,7 @@
 """Every request that is not ours: to Immich and back as if this server were not there."""
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from immich_bridge.body import IncomingBody
 from immich_bridge.bridge.form import StreamedBody
@@ -40,6 +41,20 @@ class ReverseProxy:
             idle_timeout=self._config.body_idle_timeout,
             fast_path=fast_path,
         ) as body:
-            payload = StreamedBody(body, body.length, request.content_type)
+            payload = _Body(body, request.content_type)
             async with self._upstream.request(request.method, target, headers, payload) as answer:
                 return await relay(request, answer, fast_path=fast_path)
+
+
+class _Body(StreamedBody):
+    """A body whose head does not wait for it: Immich may answer before the first byte."""
+
+    def __init__(self, body: IncomingBody, content_type: str) -> None:
+        super().__init__(body, body.length, content_type)
+        self._body = body
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the bytes as they come, with the head if some of them are here already."""
+        if not self._body.unread:
+            writer.send_headers()
+        await super().write(writer)

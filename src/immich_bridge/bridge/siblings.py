@@ -71,7 +71,7 @@ class Siblings:
         for number in self._worker.siblings:
             path = str(self._worker.requests_socket(number))
             connector = UnixConnector(path, force_close=True, limit=0)
-            protocol = functools.partial(UpstreamProtocol, loop=loop, made=lambda _: None)
+            protocol = functools.partial(UpstreamProtocol, loop=loop, made=lambda: None)
             connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
             self._connectors[number] = connector
         yield

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
-from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectorError,
     ClientError,
     ClientOSError,
+    ClientPayloadError,
     ClientRequest,
     ClientTimeout,
     ConnectionTimeoutError,
@@ -57,8 +57,6 @@ class Upstream:
         """What stands before every path at this Immich; mostly nothing."""
         self.host = url.host_port_subcomponent.encode() if url.host_port_subcomponent else b""
         """The value of `Host` for requests to Immich."""
-        # Not counted down when one is lost: uvloop does not tell of all.
-        self._connections: WeakSet[UpstreamProtocol] = WeakSet()
         self._made_connections = 0
         self._config = config
         self._timeout = ClientTimeout(connect=config.upstream_connect_timeout)
@@ -86,7 +84,7 @@ class Upstream:
         metrics.gauge(
             "immich_bridge_upstream_connections_open",
             "Connections to Immich, in use or kept for the next request.",
-            lambda: [((), sum(each.is_connected() for each in self._connections))],
+            lambda: [((), self._pooled.open_connections + self._unshared.open_connections)],
         )
         metrics.counter(
             "immich_bridge_upstream_connections",
@@ -173,8 +171,7 @@ class Upstream:
         connector._factory = protocol  # type: ignore[assignment]  # partial is invariant
         return connector
 
-    def _count_connection(self, connection: UpstreamProtocol) -> None:
-        self._connections.add(connection)
+    def _count_connection(self) -> None:
         self._made_connections += 1
 
 
@@ -187,6 +184,10 @@ def _tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
 
 def _translate(exc: Exception) -> BridgeError:
     """What a fault of the way to Immich means to the client."""
+    if isinstance(exc, ClientPayloadError):
+        if isinstance(exc.__cause__, ServerTimeoutError):
+            return GatewayTimeout("Immich fell silent in the middle of its answer")
+        return BadGateway("Immich broke off its answer")
     if isinstance(exc, ConnectionTimeoutError):
         return GatewayTimeout("Immich did not take the connection in time")
     if isinstance(exc, ServerTimeoutError | TimeoutError):

@@ -13,6 +13,7 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, InvalidURLError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
+from yarl import URL
 
 from immich_bridge.body import BodySkipper
 from immich_bridge.errors import BadRequest, BridgeError, NotImplementedHere
@@ -67,6 +68,8 @@ class Connection(web.RequestHandler, BodySkipper):
             lingering_time=0.0,
             access_log=None,  # type: ignore[arg-type]  # None turns it off
         )
+        self._make_request = manager.request_factory
+        self._request_factory = self._request_with_a_path
         self._metrics = metrics
         self.internal = internal
         """Whether another worker of this server is at the other end, not a client."""
@@ -112,6 +115,14 @@ class Connection(web.RequestHandler, BodySkipper):
         if kept:
             self._mistrust([*self._messages])
         return finished
+
+    def _request_with_a_path(self, message: Any, *details: Any) -> web.BaseRequest:
+        """The request of `message`, where a host alone means its root (RFC 9110 4.2.3)."""
+        url = message.url
+        if url.absolute and not url.relative().path:
+            root = URL.build(path="/", query_string=url.raw_query_string, encoded=True)
+            message = message._replace(url=url.join(root))
+        return self._make_request(message, *details)
 
     def _bound_head(self, size: int) -> None:
         """Refuse a head that does not end, and trailers: the parser keeps them until they do.
