@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from immich_bridge.config import Config, ConfigError
+from immich_bridge.errors import StartError
 from immich_bridge.settings import SETTINGS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -121,6 +122,14 @@ def test_secrets_are_not_repeated(name: str, text: str) -> None:
         value_of(name, text)
     assert str(caught.value).startswith(f"{name}: the value given cannot be used")
     assert "hunter2" not in str(caught.value)
+
+
+def test_is_an_error_of_the_start_that_may_say_why() -> None:
+    error = ConfigError.of("PORT", "'x'", "it is no number")
+    assert isinstance(error, StartError)
+    assert str(error) == (
+        "PORT: 'x' cannot be used: it is no number, expected a number from 0 to 65535"
+    )
 
 
 def test_the_key_is_not_shown_with_the_other_settings() -> None:

@@ -105,6 +105,12 @@ class TestDigestFields:
             "{}, md5=:rL0Y20zC+Fzt72VPzMSk2A==:",
             "id-sha-256=:AAAA:,{}",
             "future=(1 2 3), {}",
+            'x="a, sha-256=:zz:, sha-512", {}',
+            'x="\\"a ;b", {}',
+            'future=("a, b" c;d=1);e=?0, t=a/b:c;f=1.5, flag, {}, -',
+            "{},",
+            ", {}",
+            "MD5=:rL0Y20zC+Fzt72VPzMSk2A==:, {}",
         ],
     )
     def test_hold_a_digest(self, field: str, right: str) -> None:
@@ -114,6 +120,24 @@ class TestDigestFields:
         (digest,) = parse_digest_field("Repr-Digest", value)
         assert_refuses(digest, PHOTO + b"!")
 
+    @pytest.mark.parametrize("name", ["sha-256", "sha-512"])
+    def test_need_no_padding(self, name: str) -> None:
+        digest_of = hashlib.new(name.replace("-", ""), PHOTO).digest()
+        value = f"{name}=:{b64(digest_of).rstrip('=')}:"
+        (digest,) = parse_digest_field("Repr-Digest", value)
+        assert_accepts(digest, PHOTO)
+
+    @pytest.mark.parametrize(
+        "first", [WRONG_256, "sha-256", "sha-256=1", 'sha-256="a"', "sha-256=:AA:;a"]
+    )
+    def test_of_equal_keys_the_last_one_counts(self, first: str) -> None:
+        (digest,) = parse_digest_field("Repr-Digest", f"{first}, {RIGHT_256}")
+        assert_accepts(digest, PHOTO)
+        (digest,) = parse_digest_field("Repr-Digest", f"{RIGHT_256}, {WRONG_256}")
+        assert_refuses(digest, PHOTO)
+        with pytest.raises(BadRequest):
+            parse_digest_field("Repr-Digest", f"{RIGHT_256}, sha-256")
+
     def test_hold_several_digests(self) -> None:
         value = f"{RIGHT_512}, {WRONG_256}"
         sha512, sha256 = parse_digest_field("Content-Digest", value)
@@ -122,7 +146,16 @@ class TestDigestFields:
 
     @pytest.mark.parametrize(
         "value",
-        ["", "md5=:rL0Y20zC+Fzt72VPzMSk2A==:", "sha=:AAAA:", "garbage", "sha-999=what", "=:AA:"],
+        [
+            "",
+            "md5=:rL0Y20zC+Fzt72VPzMSk2A==:",
+            "sha=:AAAA:",
+            "garbage",
+            "sha-999=what",
+            "=:AA:",
+            'x="sha-256=:AA:"',
+            "x;sha-256=:AA:",
+        ],
     )
     def test_of_unknown_algorithms_are_ignored(self, value: str) -> None:
         assert parse_digest_field("Repr-Digest", value) == []
@@ -136,12 +169,16 @@ class TestDigestFields:
             f'sha-256="{b64(SHA256.digest())}"',
             f"sha-256=:{b64(SHA256.digest())}",
             f"sha-256=:{SHA256.hexdigest()}:",  # valid base64, of another length
-            f"sha-256=:{b64(SHA256.digest())[:-1]}:",
+            f"sha-256=:{b64(SHA256.digest())[:-2]}:",
+            f"sha-256=:{b64(SHA256.digest())}==:",
+            f"sha-256=(:{b64(SHA256.digest())}:)",
+            f"SHA-256=:{b64(SHA256.digest())}:",
             f"sha-256=:{b64(SHA512.digest())}:",
             f"sha-512=:{b64(SHA256.digest())}:",
             "sha-256=:=AAA:",
             "sha-256=::",
             f"{RIGHT_512}, sha-256=:?:",
+            f"???, {RIGHT_512}, sha-256=:?:",
         ],
     )
     def test_that_cannot_be_read_are_refused(self, value: str) -> None:
@@ -149,7 +186,7 @@ class TestDigestFields:
             parse_digest_field("Repr-Digest", value)
         assert "Repr-Digest" in caught.value.message
 
-    @given(st.text(max_size=80) | st.text("sha-256=:;,AB/+ ", max_size=80))
+    @given(st.text(max_size=80) | st.text('sha-256=:;,AB/+ @%"(?.\\', max_size=80))
     def test_are_read_or_refused(self, value: str) -> None:
         with suppress(BadRequest):
             parse_digest_field("Repr-Digest", value)
@@ -175,6 +212,23 @@ class TestOfARequest:
         ]
         for digest in digests:
             assert_accepts(digest, PHOTO)
+
+    def test_lines_of_one_name_are_one_dictionary(self) -> None:
+        digests = parse_digest_fields(
+            [
+                ("Repr-Digest", WRONG_256),
+                ("Content-Digest", WRONG_256),
+                ("repr-digest", ""),
+                ("repr-digest", f"{RIGHT_512}, {RIGHT_256}"),
+            ]
+        )
+        of_repr, of_content = digests[:2], digests[2:]
+        assert [digest.header for digest in of_repr] == ["Repr-Digest"] * 2
+        for digest in of_repr:
+            assert_accepts(digest, PHOTO)
+        (digest,) = of_content
+        assert digest.header == "Content-Digest"
+        assert_refuses(digest, PHOTO)
 
     def test_are_none_when_nothing_is_promised(self) -> None:
         assert parse_digest_fields([("x-immich-checksum", "unreadable"), ("Accept", "*/*")]) == []

@@ -192,22 +192,31 @@ class TestStarting:
     @pytest.mark.parametrize(
         ("settings", "line"),
         [
-            ({"IMMICH_CA_FILE": "/nonexistent"}, "IMMICH_CA_FILE cannot be used: "),
+            (
+                {"IMMICH_CA_FILE": "/nonexistent"},
+                "IMMICH_CA_FILE: '/nonexistent' cannot be used: there is no such file, expected a "
+                "PEM file with certificates",
+            ),
             (
                 {"TLS_CERT_FILE": "/nonexistent", "TLS_KEY_FILE": "/nonexistent"},
-                "TLS_CERT_FILE and TLS_KEY_FILE cannot be used: ",
+                "TLS_CERT_FILE: '/nonexistent' cannot be used: there is no such file, expected a "
+                "PEM file with a certificate chain",
             ),
-            ({"LISTEN_ADDR": "immich.invalid:0"}, "cannot listen on immich.invalid:0: "),
         ],
-        ids=["ca file", "certificate", "address"],
+        ids=["ca file", "certificate"],
     )
-    async def test_with_what_is_not_there(
+    async def test_with_a_file_that_is_not_there(
         self, tmp_path: Path, settings: dict[str, str], line: str
     ) -> None:
         code, lines = await run_to_the_end(tmp_path, BACKUP_ENABLED="false", **settings)
+        assert (code, lines) == (2, [f"immich-bridge: {line}"])
+
+    async def test_on_an_address_that_is_not_there(self, tmp_path: Path) -> None:
+        settings = {"BACKUP_ENABLED": "false", "LISTEN_ADDR": "immich.invalid:0"}
+        code, lines = await run_to_the_end(tmp_path, **settings)
         assert code == 1
         assert len(lines) == 1
-        assert lines[0].startswith(f"immich-bridge: {line}")
+        assert lines[0].startswith("immich-bridge: cannot listen on immich.invalid:0: ")
 
     async def test_on_every_address(self, start_bridge: StartBridge) -> None:
         async with front_of_a_recorder(start_bridge) as front:

@@ -15,6 +15,7 @@ from immich_bridge.config import Config, ConfigError
 from immich_bridge.errors import StartError
 from immich_bridge.serve import event_loop_factory, serve
 from immich_bridge.settings import SETTINGS
+from immich_bridge.tls import check_tls_files
 from immich_bridge.workers import serve_with_workers
 
 EXIT_REFUSED = 1
@@ -56,11 +57,15 @@ def main(
         sys.stdout.reconfigure(errors="backslashreplace")
     command: Command = options.command
     try:
+        if command is _serve:
+            check_tls_files(config)
         if command is _serve and config.workers > 1:
             serve_with_workers(config)
         else:
             with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
                 runner.run(_run(command, config, options))
+    except ConfigError as exc:
+        return _complain(str(exc), EXIT_USAGE)
     except (StartError, Refused) as exc:
         return _complain(str(exc), EXIT_REFUSED)
     except KeyboardInterrupt:

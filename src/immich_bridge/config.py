@@ -5,12 +5,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from immich_bridge.errors import StartError
 from immich_bridge.setting_values import Network
 from immich_bridge.settings import SETTINGS
 
 
-class ConfigError(Exception):
+class ConfigError(StartError):
     """A setting that cannot be used; the message names it and says what is expected."""
+
+    @classmethod
+    def of(cls, name: str, shown: str, reason: str | None = None) -> "ConfigError":
+        """The error of the setting `name`, whose value may be shown as `shown`."""
+        expected = next(setting.expected for setting in SETTINGS if setting.name == name)
+        why = f": {reason}" if reason else ""
+        return cls(f"{name}: {shown} cannot be used{why}, expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +76,7 @@ class Config:
                 # A key, or a URL with a password in it, is not for the log.
                 secret = setting.name == "JWT_SECRET" or "@" in text
                 shown = "the value given" if secret else repr(text)
-                raise ConfigError(
-                    f"{setting.name}: {shown} cannot be used, expected {setting.expected}"
-                ) from None
+                raise ConfigError.of(setting.name, shown) from None
         host, port = parsed["listen_addr"]
         if parsed["host"] is not None:
             host = parsed["host"]

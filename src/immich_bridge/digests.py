@@ -1,7 +1,8 @@
 """Checksums that a client may send along, and the check of the bytes against them.
 
 Two ways to say it are understood: `x-immich-checksum` (SHA-1, as Immich's own clients
-write it) and `Repr-Digest` / `Content-Digest` (RFC 9530, sha-256 and sha-512).
+write it) and `Repr-Digest` / `Content-Digest` (RFC 9530, sha-256 and sha-512), which are
+dictionaries of structured fields (RFC 9651).
 """
 
 import base64
@@ -10,14 +11,16 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from typing import Final
+from contextlib import suppress
+from typing import Final, cast
+
+from http_sf import DictionaryType, StructuredFieldError, parse
 
 from immich_bridge.errors import BadRequest, ChecksumMismatch
 
 SHA1_HEX_LENGTH: Final = 40
 _RFC9530_ALGORITHMS: Final = {"sha-256": "sha256", "sha-512": "sha512"}
-# One member of an RFC 8941 dictionary whose value is a byte sequence: key=:base64:
-_DIGEST_MEMBER: Final = re.compile(r"\s*([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/=]*):\s*(?:;[^,]*)?")
+_SPACE_BEFORE_PARAMETER: Final = re.compile(r"[ \t]+;")
 
 
 class ExpectedDigest:
@@ -58,38 +61,57 @@ def parse_immich_checksum(value: str) -> ExpectedDigest | None:
 
 
 def parse_digest_field(header: str, value: str) -> list[ExpectedDigest]:
-    """Read `Repr-Digest` or `Content-Digest` (RFC 9530 section 2 and 3).
+    """Read `Repr-Digest` or `Content-Digest` (RFC 9530 section 2 and 3), all its lines in one.
 
     Algorithms that we do not know are ignored, as the RFC asks; a known one that cannot
     be read raises `BadRequest`, since its sender relies on the check.
     """
     digests = []
-    for member in value.split(","):
-        match = _DIGEST_MEMBER.fullmatch(member)
-        name = match[1] if match else member.partition("=")[0].strip().lower()
-        algorithm = _RFC9530_ALGORITHMS.get(name)
-        if algorithm is None:
+    for name, member in _members(header, value).items():
+        if (algorithm := _RFC9530_ALGORITHMS.get(name)) is None:
             continue
-        if match is None:
+        expected = member[0] if isinstance(member, tuple) else member
+        if not isinstance(expected, bytes):
             raise BadRequest(f"{header} is not of the form {name}=:base64:")
-        try:
-            expected = base64.b64decode(match[2], validate=True)
-        except binascii.Error:
-            raise BadRequest(f"{header} holds no valid base64 for {name}") from None
         digests.append(ExpectedDigest(header, algorithm, expected))
     return digests
 
 
 def parse_digest_fields(fields: Iterable[tuple[str, str]]) -> list[ExpectedDigest]:
     """Every checksum that the header fields `(name, value)` of a request promise."""
-    digests: list[ExpectedDigest] = []
+    lines: dict[str, list[str]] = {}
     for name, value in fields:
-        match name.lower():
-            case "x-immich-checksum":
-                if (digest := parse_immich_checksum(value)) is not None:
-                    digests.append(digest)
-            case "repr-digest":
-                digests += parse_digest_field("Repr-Digest", value)
-            case "content-digest":
-                digests += parse_digest_field("Content-Digest", value)
+        lines.setdefault(name.lower(), []).append(value)
+    checksums = map(parse_immich_checksum, lines.get("x-immich-checksum", ()))
+    digests = [digest for digest in checksums if digest is not None]
+    for header in ("Repr-Digest", "Content-Digest"):
+        # Lines of one name are one dictionary (RFC 9651 section 4.2), empty ones no part of it.
+        value = ", ".join(filter(None, lines.get(header.lower(), ())))
+        digests += parse_digest_field(header, value)
     return digests
+
+
+def _members(header: str, value: str) -> DictionaryType:
+    """The members of a dictionary; of one that is malformed those that are not.
+
+    RFC 9651 would have the whole field ignored then, and with it a digest whose sender relies
+    on the check. So a malformed member is ignored for itself, or refused if it is a digest.
+    """
+    with suppress(StructuredFieldError):
+        return _dictionary(value)
+    members: DictionaryType = {}
+    for member in value.split(","):
+        try:
+            members |= _dictionary(member)
+        except StructuredFieldError:
+            name = member.partition("=")[0].strip().lower()
+            if name in _RFC9530_ALGORITHMS:
+                raise BadRequest(f"{header} is not of the form {name}=:base64:") from None
+    return members
+
+
+def _dictionary(value: str) -> DictionaryType:
+    # Some write a space before a parameter, as in other fields; here it stands behind ";" only.
+    text = _SPACE_BEFORE_PARAMETER.sub(";", value.strip())
+    parsed = parse(text.encode("utf-8", "surrogatepass"), tltype="dictionary")
+    return cast(DictionaryType, parsed)

@@ -27,6 +27,7 @@ from immich_bridge.logs import add_to_every_line, log_event
 from immich_bridge.malloc import keep_blocks
 from immich_bridge.sockets import listening_socket, local_address, metrics_socket
 from immich_bridge.splice import share_pipes
+from immich_bridge.tls import server_context
 from immich_bridge.worker import Inheritance
 
 _logger = logging.getLogger("immich_bridge")
@@ -304,11 +305,6 @@ def _event_loop_name() -> str:
 
 
 def _tls_context(config: Config) -> ssl.SSLContext | None:
-    if config.tls_cert_file is None:
+    if config.tls_cert_file is None or config.tls_key_file is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
-    except OSError as exc:  # also ssl.SSLError
-        raise StartError(f"TLS_CERT_FILE and TLS_KEY_FILE cannot be used: {exc}") from exc
-    return context
+    return server_context(config.tls_cert_file, config.tls_key_file)

@@ -44,6 +44,8 @@ PARAMETERS: Final = {
     "X-Duration": "duration",
 }
 """Header -> query parameter that says the same."""
+HEADER_OF: Final = {parameter: header for header, parameter in PARAMETERS.items()}
+"""And the other way round."""
 _METADATA_NAMES: Final = {
     "X-Filename": ("filename", "name"),
     "X-Content-Type": ("contentType", "filetype", "type"),

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from immich_bridge.body import IncomingBody
-from immich_bridge.bridge.asset import PARAMETERS, Asset, metadata_value
+from immich_bridge.bridge.asset import HEADER_OF, PARAMETERS, Asset, metadata_value
 from immich_bridge.bridge.credentials import (
     credential_query,
     credentials_digest,
@@ -112,7 +112,7 @@ class BackgroundUpload:
         if request.method != "POST":
             raise MethodNotAllowed(request.method, "POST")
         request[RECORD].upload = ""  # there is one now, and something will become of it
-        parameters = query_parameters(request)
+        parameters = query_parameters(request, HEADER_OF)
         require_credentials(request, parameters)
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("the body must be the file itself, without Content-Encoding")
@@ -142,7 +142,7 @@ class BackgroundUpload:
         self, request: web.Request, metadata: Mapping[str, str], length: int
     ) -> tuple[Upload, str, str]:
         """An upload whose photo `metadata` describes: `resumable.tus_resource.Begin`."""
-        parameters = query_parameters(request)
+        parameters = query_parameters(request, HEADER_OF)
         require_credentials(request, parameters)
         read = _value_reader(request, parameters)
         asset = Asset.parse(lambda header: metadata_value(metadata, header) or read(header))

@@ -2,10 +2,8 @@
 
 import asyncio
 import functools
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -32,8 +30,9 @@ from immich_bridge.bridge.exchange import (
 )
 from immich_bridge.bridge.headers import RawHeaders, render_head
 from immich_bridge.config import Config
-from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, StartError, Unavailable
+from immich_bridge.errors import BadGateway, BridgeError, GatewayTimeout, Unavailable
 from immich_bridge.http.metrics import Metrics
+from immich_bridge.tls import client_context
 
 # Immich closes idle connections after 5 to 6 seconds; ours are not used again after that.
 _KEEPALIVE_SECONDS: Final = 4.0
@@ -164,7 +163,8 @@ class Upstream:
         return Exchange(connection, self._config.upstream_response_timeout)
 
     def _connector(self, **pooling: Any) -> UpstreamConnector:
-        tls = _tls_context(self._config.immich_ca_file)
+        authority = self._config.immich_ca_file
+        tls = client_context(authority) if authority else True
         connector = UpstreamConnector(limit=0, limit_per_host=0, ssl=tls, **pooling)
         loop = asyncio.get_running_loop()
         protocol = functools.partial(UpstreamProtocol, loop=loop, made=self._count_connection)
@@ -173,13 +173,6 @@ class Upstream:
 
     def _count_connection(self) -> None:
         self._made_connections += 1
-
-
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext | bool:
-    try:
-        return ssl.create_default_context(cafile=ca_file) if ca_file else True
-    except OSError as exc:  # also ssl.SSLError
-        raise StartError(f"IMMICH_CA_FILE cannot be used: {exc}") from exc
 
 
 def _translate(exc: Exception) -> BridgeError:

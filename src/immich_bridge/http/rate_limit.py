@@ -2,6 +2,7 @@
 
 import math
 import time
+from importlib.util import find_spec
 from typing import Final
 
 from aiohttp import web
@@ -11,6 +12,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import ConfigurationError
 from limits.storage import storage_from_string
 
+from immich_bridge.config import ConfigError
 from immich_bridge.errors import RateLimited, Unavailable
 
 RATE_LIMIT_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("rate_limit_headers", dict)
@@ -19,21 +21,44 @@ RATE_LIMIT_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("rate_limit_
 _NAMESPACE: Final = "immich-bridge"
 
 
+_REDIS: Final = ("coredis", "immich-bridge[redis]")
+_VALKEY: Final = ("valkey", "limits[async-valkey]")
+_CLIENTS: Final = {
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "valkey": _VALKEY,
+    "valkeys": _VALKEY,
+    "memcached": ("memcachio", "limits[async-memcached]"),
+    "mongodb": ("motor", "limits[async-mongodb]"),
+}
+"""The module that speaks to a storage, by the first word of its scheme, and what installs it."""
+
+
 class RateLimitStorageError(Exception):
-    """`RATE_LIMIT_STORAGE` cannot be used; the message says why."""
+    """What `RATE_LIMIT_STORAGE` needs is not installed; the message says how to install it."""
 
 
 def rate_limit_storage(url: str) -> Storage:
-    """The storage of counts at `url`; raises `RateLimitStorageError`."""
-    asyncio_url = f"async+{url.removeprefix('async+')}"
-    shown = f"{url.partition(':')[0]}://..."  # the rest may hold a password
+    """The storage of counts at `url`.
+
+    Raises `ConfigError` for what is no storage, `RateLimitStorageError` for one whose client is
+    not installed.
+    """
+    url = url.removeprefix("async+")
+    scheme = url.partition(":")[0]
+    shown = f"{scheme}://..."  # the rest may hold a password
+    module, package = _CLIENTS.get(scheme.partition("+")[0], (None, None))
+    if module is not None and find_spec(module) is None:
+        raise RateLimitStorageError(
+            f"RATE_LIMIT_STORAGE: {shown} needs {module}, which is not installed, expected after "
+            f"pip install '{package}'"
+        )
     try:
-        storage = storage_from_string(asyncio_url)
+        storage = storage_from_string(f"async+{url}")
     except (ConfigurationError, ValueError, ImportError) as exc:
-        reason = str(exc).replace(asyncio_url, shown)
-        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {reason}") from exc
+        raise ConfigError.of("RATE_LIMIT_STORAGE", shown) from exc
     if not isinstance(storage, Storage):
-        raise RateLimitStorageError(f"RATE_LIMIT_STORAGE: {shown} has no asyncio form")
+        raise ConfigError.of("RATE_LIMIT_STORAGE", shown)
     return storage
 
 
