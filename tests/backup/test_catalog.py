@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backup_uploads import DAY, FOLDER, StartServerProcess, index, numbers, on_disk
-from backup_wing import Api, photo, rows
+from backup_wing import Answer, Api, photo, rows
 from immich_bridge.backup.accounts import User
 from immich_bridge.backup.catalog import Catalog, NewPhoto
 from immich_bridge.backup.database import Database
 from immich_bridge.errors import InternalError
 from immich_bridge.serve import Server
-from wire import PATIENCE
+from wire import PATIENCE, connect, request
 
 MakeUser = Callable[[str, str], Awaitable[User]]
 Login = Callable[[Server, str, str], Awaitable[str]]
@@ -187,6 +187,37 @@ async def test_twenty_thousand_photos_in_one_call(api: Api, db_path: Path) -> No
     assert [row["local_id"] for row in rows(db_path, ALL)] == [f"p{n}" for n in range(20_000)]
     # More ids than SQLite binds to a query are looked up as well as inserted.
     assert await index(api, *(f"p{n}" for n in range(20_000))) == names
+
+
+@pytest.mark.parametrize("character", ["日", "𐌰"], ids=["six bytes", "twelve bytes"])
+async def test_twenty_thousand_photos_with_the_longest_ids(
+    character: str, api: Api, db_path: Path
+) -> None:
+    local_ids = [f"{n:05}".ljust(512, character) for n in range(20_000)]
+    body = json.dumps({"date": DAY, "photos": [photo(local_id) for local_id in local_ids]})
+    assert len(body) > 16 * 1024 * 1024
+    for _ in range(2):
+        answer = await api.post_json("/photos/index", body.encode())
+        assert answer.status == 200, answer
+        assigned = answer.json["assigned_files"]
+        assert [file["local_id"] for file in assigned] == local_ids
+        assert numbers(file["filename"] for file in assigned) == [*range(1, 20_001)]
+    assert count(db_path) == 20_000
+
+
+async def test_a_body_that_is_too_large(api: Api, db_path: Path) -> None:
+    limit = 20_000 * (512 * 12 + 1024)
+    head = request(
+        "POST",
+        "/photos/index",
+        ("Authorization", f"Bearer {api.token}"),
+        ("Content-Length", str(limit + 1)),
+    )
+    async with connect(api.url) as peer:
+        peer.writer.write(head)
+        answer = Answer(await peer.read_answer("POST"))
+    assert answer.error[:2] == (413, "payload_too_large")
+    assert count(db_path) == 0
 
 
 async def test_one_photo_more_is_refused_and_nothing_stored(api: Api, db_path: Path) -> None:

@@ -1,11 +1,13 @@
 """`POST /photos/upload/chunk`: photos that come in pieces, in any order, over days and restarts."""
 
 import asyncio
+import hashlib
 import itertools
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,11 @@ from backup_uploads import (
     upload,
 )
 from backup_wing import Answer, Api, multipart, photo, rows
+from held_uploads import PiecewiseUpload
 from immich_bridge.backup.accounts import User
 from immich_bridge.serve import Server
 from log_capture import written_log
+from raw_upload import eventually
 from wire import PATIENCE
 
 StartBackup = Callable[..., Awaitable[Server]]
@@ -53,6 +57,19 @@ async def send(
     return await api.upload_chunk(fields, data)
 
 
+async def send_whole(api: Api, route: str, photo: bytes) -> Answer:
+    """Store a photo by one of all the ways there are."""
+    if route == "resumable":
+        piecewise = PiecewiseUpload(api, photo)
+        await piecewise.cut_off(sent=len(photo) // 2)
+        return await piecewise.finish()
+    if route == "other chunks":
+        await send(api, 0, 3, photo[:1])
+        await send(api, 1, 3, photo[1:2])
+        return await send(api, 2, 3, photo[2:])
+    return await upload(api, "form" if route == "form" else "raw", photo)
+
+
 def split(content: bytes, total: int) -> list[bytes]:
     """`content` in pieces of different lengths."""
     chance = random.Random(total)
@@ -69,10 +86,29 @@ def photos(storage_dir: Path) -> dict[str, bytes]:
     return {name: files[name] for name in files if not name.startswith(CHUNKS)}
 
 
+def keep_folders(storage_dir: Path) -> None:
+    """Have no folder of chunks removed: what it would be called meanwhile is taken by a file."""
+    for folder in (storage_dir / CHUNKS).glob("*/*"):
+        folder.with_suffix(".removed").touch()
+
+
 def kept(storage_dir: Path) -> list[bytes]:
     """The chunks that wait for others."""
     files = on_disk(storage_dir)
-    return sorted(files[name] for name in files if name.startswith(CHUNKS))
+    names = [name for name in files if name.startswith(CHUNKS) and not name.endswith(".removed")]
+    return sorted(files[name] for name in names)
+
+
+async def until_kept(storage_dir: Path, *chunks: bytes) -> None:
+    """Return once no other chunks wait: nobody waits for those to go that are worth nothing."""
+
+    def are_kept() -> bool:
+        with suppress(FileNotFoundError):  # it goes as we look
+            going = any((storage_dir / CHUNKS).glob("*/*.removed"))
+            return kept(storage_dir) == [*chunks] and not going
+        return False
+
+    await eventually(are_kept)
 
 
 async def test_the_last_chunk_completes_the_photo(
@@ -194,8 +230,13 @@ async def test_a_photo_of_another_number_of_chunks_is_another_try(
     assert (answer.json["complete"], answer.json["received"]) == (False, [0])
     answer = await send(api, 1, 2, b"two")
     assert answer.json["complete"] is True
-    assert photos(storage_dir) == {JPG: b"of two"}
+    await until_kept(storage_dir)
+    assert on_disk(storage_dir) == {JPG: b"of two"}
+    # What came of the first try is worth nothing any more.
     answer = await send(api, 2, 3, b"of three")
+    assert (answer.json["complete"], answer.json["received"]) == (False, [2])
+    for number in (0, 1):
+        answer = await send(api, number, 3, b"of three ")
     assert answer.json["complete"] is True
     assert on_disk(storage_dir) == {JPG: b"of three of three of three"}
 
@@ -335,12 +376,63 @@ class TestLimits:
                     assert answer.status == 200, answer
         assert answer.error == (413, "payload_too_large", "the photo is larger than 250000 bytes")
         assert photos(storage_dir) == {JPG: pattern(100_000) * 2 + pattern(50_000)}
-        # The chunk that was too much is not kept; a smaller one in its place completes the photo.
-        answer = await send(limited, 2, 3, pattern(50_000), local_id="more")
+        # The photo can never be stored, so none of its chunks is kept.
+        assert kept(storage_dir) == []
+        for number, size in enumerate((100_000, 100_000, 50_000)):
+            answer = await send(limited, number, 3, pattern(size), local_id="more")
+            assert answer.json["received"] == [*range(number + 1)]
         assert (answer.status, answer.json["size"]) == (200, 250_000)
         answer = await send(limited, 0, 3, pattern(100_001), local_id="chunk")
         assert answer.error[:2] == (413, "payload_too_large")
         assert sorted(on_disk(storage_dir)) == [JPG, f"{FOLDER}/IMG_0002.jpg"]
+
+    async def test_a_chunk_that_is_too_large_leaves_other_photos_theirs(
+        self, start_backup: StartBackup, api: Api, storage_dir: Path
+    ) -> None:
+        server = await start_backup(MAX_STREAM_SIZE="1500")
+        limited = Api(server.address, api.token)
+        await index(api, "IMG_1234", "other")
+        await send(limited, 0, 2, b"other", local_id="other")
+        await send(limited, 0, 2, b"heic", file_type="heic")
+        await send(limited, 0, 3, b"of three")
+        await send(limited, 0, 2, pattern(1000))
+        assert (await send(limited, 1, 2, pattern(1000))).status == 413
+        assert kept(storage_dir) == [b"heic", b"of three", b"other"]
+
+    async def test_chunks_that_come_at_once_and_are_too_large_together(
+        self, start_backup: StartBackup, api: Api, storage_dir: Path
+    ) -> None:
+        server = await start_backup(MAX_STREAM_SIZE="10000")
+        limited = Api(server.address, api.token)
+        await index(api, "IMG_1234")
+        answers = await asyncio.gather(*(send(limited, n, 30, pattern(1000, n)) for n in range(30)))
+        statuses = [answer.status for answer in answers]
+        assert set(statuses) == {200, 413}
+        # Whoever comes after a chunk that was refused begins anew, and never with what was removed.
+        assert all(len(a.json["received"]) <= 10 for a in answers if a.status == 200)
+        assert photos(storage_dir) == {}
+        assert len(kept(storage_dir)) < 10
+        missing = {*range(30)}
+        while missing:
+            answer = await send(limited, min(missing), 30, pattern(300, min(missing)))
+            # What came behind the first that was refused may still be too much beside it.
+            there = answer.json["received"] if answer.status == 200 else []
+            missing = {*range(30)}.difference(there)
+        assert answer.json["complete"] is True
+        content = b"".join(pattern(300, number) for number in range(30))
+        assert on_disk(storage_dir) == {JPG: content}
+
+    async def test_chunks_that_are_too_large_and_cannot_be_removed(
+        self, start_backup: StartBackup, api: Api, storage_dir: Path
+    ) -> None:
+        server = await start_backup(MAX_STREAM_SIZE="1500")
+        limited = Api(server.address, api.token)
+        await index(api, "IMG_1234")
+        await send(limited, 0, 2, pattern(1000))
+        keep_folders(storage_dir)
+        answer = await send(limited, 1, 2, pattern(1000))
+        assert answer.error[:2] == (413, "payload_too_large")
+        assert kept(storage_dir) == [pattern(1000)]
 
     async def test_a_chunk_that_replaces_another_is_counted_once(
         self, start_backup: StartBackup, api: Api, storage_dir: Path
@@ -497,7 +589,8 @@ class TestVersions:
                 fields | {"chunk_number": str(number), "upload_id": "second"}, data
             )
             assert answer.json["complete"] is (number == 1)
-        assert photos(storage_dir) == {JPG: b"V2-0V2-1"}
+        await until_kept(storage_dir)
+        assert on_disk(storage_dir) == {JPG: b"V2-0V2-1"}
 
     async def test_a_version_that_shares_a_chunk_with_the_last(
         self, api: Api, storage_dir: Path
@@ -559,3 +652,143 @@ class TestSentAgain:
         assert on_disk(storage_dir) == {JPG: b"one photo"}
         (row,) = rows(db_path, "SELECT * FROM photos_user_1")
         assert (row["file_count"], row["uploaded_extensions"]) == (1, '["jpg"]')
+
+
+class TestOutdated:
+    """Chunks that were there before a photo was stored whole are never joined over it."""
+
+    @pytest.mark.parametrize("before", [None, b"an older photo"])
+    @pytest.mark.parametrize("route", ["form", "raw", "resumable", "other chunks"])
+    async def test_they_go_when_the_photo_is_stored(
+        self, route: str, before: bytes | None, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        if before is not None:
+            await upload(api, "raw", before)
+        await send(api, 0, 2, b"old0")
+        await send(api, 4, 5, b"older")
+        assert (await send_whole(api, route, b"new whole")).status == 200
+        await until_kept(storage_dir)
+        answer = await send(api, 1, 2, b"old1")
+        assert (answer.json["complete"], answer.json["received"]) == (False, [1])
+        assert photos(storage_dir) == {JPG: b"new whole"}
+        # The old photo is stored by whoever sends all of it.
+        assert (await send(api, 0, 2, b"old0")).json["complete"] is True
+        assert on_disk(storage_dir) == {JPG: b"old0old1"}
+
+    @pytest.mark.parametrize("before", [None, b"an older photo"])
+    async def test_they_are_known_by_a_server_that_has_not_seen_them(
+        self, before: bytes | None, start_backup: StartBackup, api: Api, storage_dir: Path
+    ) -> None:
+        # As after a crash, or a restart.
+        await index(api, "IMG_1234")
+        if before is not None:
+            await upload(api, "raw", before)
+        await send(api, 0, 2, b"old0")
+        other = Api((await start_backup()).address, api.token)
+        assert (await upload(other, "raw", b"new whole")).status == 200
+        assert kept(storage_dir) == [b"old0"]
+        for client, number in ((other, 1), (api, 1), (other, 1)):
+            answer = await send(client, number, 2, b"old1")
+            assert (answer.json["complete"], answer.json["received"]) == (False, [1])
+        assert photos(storage_dir) == {JPG: b"new whole"}
+
+    async def test_they_are_known_when_they_cannot_be_removed(
+        self, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        await send(api, 0, 2, b"old0")
+        keep_folders(storage_dir)
+        with written_log() as log:
+            assert (await upload(api, "raw", b"new whole")).status == 200
+            await log.wait_for("cannot write")
+        assert (await send(api, 1, 2, b"old1")).status == 500
+        for file in (storage_dir / CHUNKS).rglob("*.removed"):
+            file.unlink()
+        assert (await send(api, 1, 2, b"old1")).json["received"] == [1]
+        assert photos(storage_dir) == {JPG: b"new whole"}
+
+    async def test_those_of_other_files_stay(self, api: Api, storage_dir: Path) -> None:
+        await index(api, "IMG_1234", "other")
+        await send(api, 0, 2, b"one ", file_type="heic")
+        await send(api, 0, 2, b"one ", local_id="other")
+        await send(api, 0, 2, b"old0")
+        assert (await upload(api, "raw", b"new whole")).status == 200
+        await until_kept(storage_dir, b"one ", b"one ")
+        assert (await send(api, 1, 2, b"photo", file_type="heic")).json["complete"] is True
+        assert (await send(api, 1, 2, b"photo", local_id="other")).json["complete"] is True
+        expected = dict.fromkeys(("IMG_0001.heic", "IMG_0002.jpg"), b"one photo")
+        expected["IMG_0001.jpg"] = b"new whole"
+        assert on_disk(storage_dir) == {f"{FOLDER}/{name}": expected[name] for name in expected}
+
+    async def test_those_that_came_after_it_stay(self, api: Api, storage_dir: Path) -> None:
+        await index(api, "IMG_1234")
+        await upload(api, "form", b"whole")
+        await send(api, 0, 2, b"new ")
+        os.utime(storage_dir / JPG, (0, 0))  # as `storage fix-times` does
+        assert (await send(api, 1, 2, b"photo")).json["complete"] is True
+        assert on_disk(storage_dir) == {JPG: b"new photo"}
+
+    @pytest.mark.parametrize("before", [None, b"an older photo"])
+    async def test_an_upload_that_fails_leaves_them(
+        self, before: bytes | None, api: Api, storage_dir: Path, db_path: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        if before is not None:
+            await upload(api, "raw", before)
+        await send(api, 0, 2, b"one ")
+        mismatch = ("x-immich-checksum", "0" * 40)
+        assert (await upload(api, "raw", b"whole", mismatch)).status == 422
+        rows(
+            db_path,
+            "CREATE TRIGGER refuse BEFORE UPDATE ON photos_user_1"
+            " BEGIN SELECT raise(ABORT, 'not this one'); END",
+        )
+        assert (await upload(api, "raw", b"whole")).status == 500
+        rows(db_path, "DROP TRIGGER refuse")
+        assert (await send(api, 1, 2, b"photo")).json["complete"] is True
+        assert photos(storage_dir)[JPG] == b"one photo"
+
+    async def test_a_whole_photo_beside_chunks_of_it(self, api: Api, storage_dir: Path) -> None:
+        local_ids = [f"photo {number}" for number in range(10)]
+        await index(api, *local_ids)
+        await asyncio.gather(
+            *(send(api, 0, 3, b"one ", local_id=local_id) for local_id in local_ids)
+        )
+        answers = await asyncio.gather(
+            *(
+                sending
+                for local_id in local_ids
+                for sending in (
+                    send(api, 1, 3, b"photo", local_id=local_id),
+                    upload(api, "raw", b"whole", local_id=local_id),
+                    send(api, 2, 3, b"!", local_id=local_id),
+                )
+            )
+        )
+        assert {answer.status for answer in answers} == {200}
+        stored = {(storage_dir / f"{FOLDER}/IMG_{n:04}.jpg").read_bytes() for n in range(1, 11)}
+        assert stored <= {b"whole", b"one photo!"}
+
+    @pytest.mark.parametrize("place", [b"one photo", b"new whole", b"old photo"])
+    async def test_chunks_that_a_kill_left_after_they_were_joined(
+        self, place: bytes, start_backup: StartBackup, api: Api, storage_dir: Path
+    ) -> None:
+        await index(api, "IMG_1234")
+        await upload(api, "raw", b"the photo before")
+        await send(api, 0, 2, b"one ")
+        (folder,) = (storage_dir / CHUNKS).glob("*/*")
+        first = next(folder.iterdir()).name
+        photo_before = first.split("-", 2)[2]
+        await send(api, 1, 2, b"photo")
+        folder.with_suffix(".done").unlink()
+        if place != b"one photo":
+            await upload(api, "raw", place)
+        folder.mkdir()
+        (folder / first).write_bytes(b"one ")
+        last = f"1-{hashlib.sha256(b'photo').hexdigest()}-{photo_before}"
+        (folder / last).write_bytes(b"photo")
+        # The client has no answer, and asks for it.
+        answer = await send(api, 1, 2, b"photo")
+        assert answer.json["complete"] is (place == b"one photo")
+        assert photos(storage_dir) == {JPG: place}

@@ -292,7 +292,7 @@ class TestQuery:
         for local_id in ("%FF", "%ED%A0%80", "%C3"):
             target = f"/photos/upload/stream?local_id={local_id}&file_type=jpg"
             answer = await api.call("POST", target, body=b"photo")
-            message = "the query string is not percent-encoded UTF-8"
+            message = "local_id in the query string is not percent-encoded UTF-8"
             assert answer.error == (400, "bad_request", message)
 
 

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 _OWN_FILE: Final = re.compile(
     r"photo/(?:1/\d{4}/\d\d/\d\d/IMG_\d{4,}\.[a-z0-9]{1,10}"
-    r"|\.chunks/1/[0-9a-f]{64}(?:\.done|/\d+-[0-9a-f]{64}))"
+    r"|\.chunks/1/[0-9a-f]{64}(?:\.done|/\d+-[0-9a-f]{64}(?:-[0-9a-f]+){0,2}))"
 )
 """What user 1 may have in the storage folder: photos, and chunks under way or joined."""
 _OWN_FOLDER: Final = re.compile(

@@ -68,7 +68,9 @@ class Order:
         digest = _digest(chunk.data)
         file = self._files[digest]
         name = f"{chunk.number}-{digest.hex()}"
-        (place,) = (naming for naming in self._disk.names_of(file) if naming.name == name)
+        names = self._disk.names_of(file)
+        # Behind the digest may stand which photo it is to replace.
+        (place,) = (naming for naming in names if naming.name.startswith(name))
         self._check_written_before(file, place)
         self._check_named(place, self._recording.answered(chunk))
         self._check_removed_with_all(place)

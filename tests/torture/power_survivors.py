@@ -121,7 +121,12 @@ class Survivors:
 
     def _check_chunks(self, files: Mapping[str, bytes]) -> None:
         """Chunks that were answered are there until their photo is, or another version."""
-        kept = {Path(name).name for name in files if name.startswith("photo/.chunks/")}
+        # Number and digest; behind them may stand which photo they are to replace.
+        kept = {
+            "-".join(Path(name).name.split("-")[:2])
+            for name in files
+            if name.startswith("photo/.chunks/")
+        }
         stored = [files[path] for path in self._paths() if path in files]
         for version in self._household.versions:
             if self._is_replaced(version) or version.content in stored:

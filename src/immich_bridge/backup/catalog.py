@@ -28,6 +28,9 @@ _SET_UPLOADED: Final = """
     UPDATE {table} SET uploaded_extensions = ?, file_count = ?, updated_at = ? WHERE local_id = ?
 """
 
+_IDS_AT_ONCE: Final = 500
+"""As many as json writes in a few milliseconds, in which no other thread runs."""
+
 
 def photos_table(user_id: int) -> str:
     """The name of a user's table: the one thing that is ever put into the text of a query."""
@@ -154,12 +157,14 @@ def _json_list(values: list[str]) -> str:
 
 def _find_all(db: sqlite3.Connection, table: str, local_ids: Iterable[str]) -> dict[str, Photo]:
     """The photos of those ids that exist, by id."""
-    # One bound parameter for any number of ids: SQLite limits how many there may be.
-    rows = db.execute(
-        f"SELECT * FROM {table} WHERE local_id IN (SELECT value FROM json_each(?))",  # noqa: S608
-        (json.dumps(list(local_ids)),),
-    )
-    return {row["local_id"]: photo_of(row) for row in rows}
+    query = f"SELECT * FROM {table} WHERE local_id IN (SELECT value FROM json_each(?))"  # noqa: S608
+    ids = list(local_ids)
+    known: dict[str, Photo] = {}
+    for first in range(0, len(ids), _IDS_AT_ONCE):
+        # One bound parameter for any number of ids: SQLite limits how many there may be.
+        rows = db.execute(query, (json.dumps(ids[first : first + _IDS_AT_ONCE]),))
+        known.update((row["local_id"], photo_of(row)) for row in rows)
+    return known
 
 
 def photo_of(row: sqlite3.Row) -> Photo:

@@ -3,21 +3,30 @@
 The chunks of a photo lie as files in a folder of their own, so that they outlive a restart
 and can come in any order and at the same time. Each bears the digest of its bytes in its name:
 a chunk that comes again with other bytes is of another version of the photo, and chunks of two
-versions must never be joined.
+versions must never be joined. It also bears in its name which photo it is to replace: once
+another one lies there, stored whole or from other chunks, it is worth nothing any more.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
+from immich_bridge.backup.chunk_files import (
+    ChunkFile,
+    are_joined_at,
+    are_outdated,
+    chunk_name,
+    chunks_in,
+    copy_in_order,
+    photo_at,
+)
 from immich_bridge.backup.pending_file import PendingFile
 from immich_bridge.backup.storage import Storage
 from immich_bridge.backup.uploads import Destination, Uploads
@@ -25,7 +34,6 @@ from immich_bridge.errors import BridgeError, PayloadTooLarge
 
 MAX_CHUNKS: Final = 10_000
 _ABANDONED_SECONDS: Final = 24 * 3600
-_COPY_BUFFER: Final = 1024 * 1024
 _DONE: Final = ".done"
 """Ending of the note that remains of a joined set, for clients whose last answer was lost."""
 
@@ -52,13 +60,6 @@ class ChunkSet:
         return Path(str(self.destination.user_id)) / digest
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    path: Path
-    digest: str
-    size: int
-
-
 class Chunks:
     """The chunks of all photos under way.
 
@@ -71,6 +72,9 @@ class Chunks:
         self._storage = storage
         self._uploads = uploads
         self._max_total = max_total
+        self._begun: dict[str, set[Path]] = {}
+        """The folders known to hold chunks, by the path of the file that they are for."""
+        uploads.when_stored(self._remove_outdated)
 
     async def add(
         self, pending: PendingFile, chunks: ChunkSet, number: int
@@ -93,30 +97,35 @@ class Chunks:
             )
             if size is not None and await self._uploads.is_recorded(chunks.destination):
                 return list(range(chunks.total)), size
-            there = await self._storage.disk.run(
-                folder, lambda: self._matching(folder, number, digest)
+            self._begun.setdefault(chunks.destination.path, set()).add(folder)
+            there, replaces = await self._storage.disk.run(
+                folder, lambda: self._matching(chunks, number, digest)
             )
             if number in there:
                 await self._storage.disk.run(folder, partial(os.utime, folder))  # a sign of life
             else:
                 together = sum(chunk.size for chunk in there.values()) + pending.size
                 if self._max_total and together > self._max_total:
+                    # They can never be joined. The answer is the same if they cannot be removed.
+                    with suppress(BridgeError):
+                        await self._remove(chunks)
                     raise PayloadTooLarge(f"the photo is larger than {self._max_total} bytes")
-                path = folder / f"{number}-{digest}"
+                path = folder / chunk_name(number, digest, replaces)
                 await pending.place(path)
-                there[number] = _Chunk(path, digest, pending.size)
+                there[number] = ChunkFile(path, digest, pending.size, replaces)
             if len(there) < chunks.total:
                 return sorted(there), None
             return sorted(there), await self._join(chunks, there)
 
-    async def _join(self, chunks: ChunkSet, there: Mapping[int, _Chunk]) -> int:
+    async def _join(self, chunks: ChunkSet, there: Mapping[int, ChunkFile]) -> int:
         """Make one file of all chunks, and leave a note of it in their place; its size."""
         folder = self._root / chunks.folder
         joined = self._storage.pending(self._storage.path(chunks.destination.path).parent)
         place = self._storage.path(chunks.destination.path)
         async with joined:
-            await joined.fill(partial(_copy_in_order, there))
+            await joined.fill(partial(copy_in_order, there))
             written = await self._storage.disk.run(joined.path, lambda: _identity(joined.path))
+            self._forget(chunks.destination, folder)  # it is removed below
             await self._uploads.complete(joined, chunks.destination, "chunk")
         # The photo is stored for good: what fails now is in the log, no reason to say it is not.
         with suppress(BridgeError):
@@ -129,17 +138,57 @@ class Chunks:
                 async with pending:
                     await pending.fill(lambda file: file.write(note.encode()))
                     await pending.place(folder.with_suffix(_DONE))
-            await self._storage.disk.run(folder, partial(self._storage.disk.remove_folder, folder))
+            await self._remove(chunks)
         return joined.size
+
+    async def _remove(self, chunks: ChunkSet) -> None:
+        """Remove all that is there of it; who calls this holds its lock."""
+        folder = self._root / chunks.folder
+        await self._storage.disk.run(folder, partial(self._storage.disk.remove_folder, folder))
+        self._forget(chunks.destination, folder)
+
+    def _forget(self, destination: Destination, folder: Path) -> None:
+        folders = self._begun.get(destination.path, set())
+        folders.discard(folder)
+        if not folders:
+            self._begun.pop(destination.path, None)
+
+    def _remove_outdated(self, destination: Destination) -> None:
+        """Have the chunks removed that came before the photo that was stored just now.
+
+        The upload does not wait for it: a chunk under way holds the lock of its set. Those
+        that stay, after a crash say, are told by their names when the next one comes.
+        """
+        for folder in self._begun.get(destination.path, ()):
+            self._uploads.begin(self._remove_if_outdated(destination, folder))
+
+    async def _remove_if_outdated(self, destination: Destination, folder: Path) -> None:
+        place = self._storage.path(destination.path)
+
+        def remove() -> bool:
+            there = chunks_in(folder)
+            if there and not are_outdated(there, photo_at(place)):
+                return False
+            self._storage.disk.remove_folder(folder)
+            return True
+
+        async with self._uploads.lock(str(folder)):
+            if await self._storage.disk.run(folder, remove):
+                self._forget(destination, folder)
 
     async def sweep(self) -> int:
         """Remove the chunks of uploads that nobody has gone on with for a day; how many."""
+        known = {folder for folders in self._begun.values() for folder in folders}
         paths = await self._storage.disk.run(self._root, lambda: list(self._root.glob("*/*")))
-        swept = 0
+        swept = set()
         for path in paths:
             async with self._uploads.lock(str(path.with_suffix(""))):
-                swept += await self._storage.disk.run(path, partial(self._remove_if_old, path))
-        return swept
+                if await self._storage.disk.run(path, partial(self._remove_if_old, path)):
+                    swept.add(path)
+        gone = known.difference(paths) | swept
+        begun = ((file, folders - gone) for file, folders in self._begun.items())
+        self._begun = {file: folders for file, folders in begun if folders}
+        return len(swept)
 
     def _size_if_done(self, chunks: ChunkSet, number: int, digest: str) -> int | None:
         """The size of the photo if this chunk of it was joined already, else None.
@@ -158,19 +207,26 @@ class Chunks:
         path.unlink()  # a new version of the photo begins
         return None
 
-    def _matching(self, folder: Path, number: int, digest: str) -> dict[int, _Chunk]:
-        """The chunks that are there, by number; none if they are of another version of it."""
-        chunks = {}
-        # Every chunk looks at all that came before it: pathlib would take five times as long.
-        with suppress(FileNotFoundError), os.scandir(folder) as files:
-            for file in files:
-                name, _, written = file.name.partition("-")
-                if name.isdigit():
-                    chunks[int(name)] = _Chunk(Path(file.path), written, file.stat().st_size)
-        if number in chunks and chunks[number].digest != digest:
+    def _matching(
+        self, chunks: ChunkSet, number: int, digest: str
+    ) -> tuple[dict[int, ChunkFile], str]:
+        """The chunks that are there, by number; none if they are of another version of it.
+
+        And which photo a chunk that comes now is to replace.
+        """
+        folder = self._root / chunks.folder
+        place = self._storage.path(chunks.destination.path)
+        there, replaces = chunks_in(folder), photo_at(place)
+        same = number not in there or there[number].digest == digest
+        if same and are_outdated(there, replaces):
+            # All of them, and the photo as they make it: they were joined, but no note of it was
+            # left before a kill. They are joined again, to the same end.
+            complete = number in there and len(there) == chunks.total
+            same = complete and are_joined_at(there, place)
+        if not same:
             self._storage.disk.remove_folder(folder)
-            return {}
-        return chunks
+            return {}, replaces
+        return there, replaces
 
     def _remove_if_old(self, path: Path) -> bool:
         with suppress(FileNotFoundError):
@@ -190,9 +246,3 @@ def _identity(path: Path) -> dict[str, int] | None:
     except FileNotFoundError:
         return None
     return {"inode": status.st_ino, "changed": status.st_ctime_ns, "size": status.st_size}
-
-
-def _copy_in_order(chunks: Mapping[int, _Chunk], joined: BinaryIO) -> None:
-    for number in sorted(chunks):
-        with chunks[number].path.open("rb") as chunk:
-            shutil.copyfileobj(chunk, joined, _COPY_BUFFER)

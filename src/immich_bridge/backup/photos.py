@@ -1,6 +1,7 @@
 """`/photos/*`: index a day's photos, and take their files in three ways."""
 
 import asyncio
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from immich_bridge.body import IncomingBody
 from immich_bridge.config import Config
 from immich_bridge.digests import parse_digest_fields
 from immich_bridge.errors import BadRequest, NotImplementedHere, UnsupportedMediaType
-from immich_bridge.http.json_body import INVALID_FORMAT, read_json_object
+from immich_bridge.http.json_body import INVALID_FORMAT, ListParser, read_json_with_list
 from immich_bridge.http.query import query_parameters
 from immich_bridge.http.rate_limit import RateLimit
 from immich_bridge.resumable.protocol import is_partial
@@ -38,8 +39,12 @@ _PHOTO_FIELDS: Final = {
 }
 """Field of an indexed photo -> most characters."""
 _FIELDS: Final = frozenset({"local_id", "file_type", "chunk_number", "total_chunks", "upload_id"})
-_MAX_INDEX_BODY: Final = 16 * 1024 * 1024
-"""JSON is parsed at once, and in memory it is some thirty times as large."""
+_LONGEST_ESCAPE: Final = 12
+"""Bytes of one character in JSON: two escapes of six each (RFC 8259 7)."""
+_MAX_INDEX_BODY: Final = MAX_PHOTOS * (MAX_LOCAL_ID * _LONGEST_ESCAPE + 1024)
+"""Every photo with the longest id, however it is written, and 1 KiB of other fields."""
+_ANSWERED_AT_ONCE: Final = 500
+"""Photos; what json does in one call keeps all other threads waiting."""
 _FORM_OVERHEAD: Final = 1024 * 1024
 """What a form may hold beside its file; the file has a limit of its own."""
 
@@ -68,22 +73,25 @@ class Photos:
     async def index(self, request: web.Request) -> web.Response:
         """`POST /photos/index`."""
         session = await require_session(request, self._tokens)
-        batch = await read_json_object(
-            request, limit=_MAX_INDEX_BODY, idle_timeout=self._config.body_idle_timeout
+        batch = await read_json_with_list(
+            request,
+            ListParser("photos", most=MAX_PHOTOS, keep=_photo_fields),
+            limit=_MAX_INDEX_BODY,
+            idle_timeout=self._config.body_idle_timeout,
         )
         text, photos = batch.get("date"), batch.get("photos")
         if not isinstance(text, str) or not isinstance(photos, list):
             raise BadRequest(INVALID_FORMAT)
         if (day := parse_date(text)) is None:
             raise BadRequest("Invalid date format, expected YYYY-MM-DD")
-        if len(photos) > MAX_PHOTOS:
-            raise BadRequest(f"too many photos: {len(photos)}, at most {MAX_PHOTOS} at once")
         # In a thread: of twenty thousand photos it would keep all others waiting.
         new = await asyncio.to_thread(_new_photos, photos)
         # A database that is new, or older than the photos on disk, does not know all of them.
         above = await self._uploads.highest_number(session.user_id, day)
         assigned = await self._catalog.index(session.user_id, day, new, above=above)
-        return web.json_response(text=await asyncio.to_thread(_index_answer, text, assigned))
+        answer = await asyncio.to_thread(_index_answer, text, assigned)
+        # aiohttp sends a file piece by piece.
+        return web.Response(body=answer, content_type="application/json", charset="utf-8")
 
     async def upload_form(self, request: web.Request) -> web.Response:
         """`POST /photos/upload`: a form with `local_id`, `file_type` and `file`."""
@@ -212,17 +220,32 @@ def _new_photos(photos: Sequence[object]) -> list[NewPhoto]:
     return [_new_photo(number, photo) for number, photo in enumerate(photos)]
 
 
-def _index_answer(day: str, assigned: Sequence[Photo]) -> str:
+def _index_answer(day: str, assigned: Sequence[Photo]) -> io.BytesIO:
     """The answer to an index call, as JSON."""
-    files = [
-        {
-            "local_id": photo.local_id,
-            "filename": photo.filename,
-            "uploaded_extensions": list(photo.uploaded_extensions),
-        }
-        for photo in assigned
-    ]
-    return json.dumps({"status": "success", "date": day, "assigned_files": files})
+    answer = io.BytesIO()
+    start = json.dumps({"status": "success", "date": day, "assigned_files": []})
+    answer.write(start.removesuffix("]}").encode())
+    for first in range(0, len(assigned), _ANSWERED_AT_ONCE):
+        files = [
+            {
+                "local_id": photo.local_id,
+                "filename": photo.filename,
+                "uploaded_extensions": photo.uploaded_extensions,
+            }
+            for photo in assigned[first : first + _ANSWERED_AT_ONCE]
+        ]
+        answer.write(b", " if first else b"")
+        answer.write(json.dumps(files)[1:-1].encode())
+    answer.write(b"]}")
+    answer.seek(0)
+    return answer
+
+
+def _photo_fields(photo: object) -> dict[str, str] | None:
+    """What is looked at of an entry of an index call; None if it is no object."""
+    if not isinstance(photo, dict):
+        return None
+    return {name: photo[name] for name in _PHOTO_FIELDS if isinstance(photo.get(name), str)}
 
 
 def _new_photo(number: int, photo: object) -> NewPhoto:

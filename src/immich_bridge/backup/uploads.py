@@ -1,7 +1,7 @@
 """From received bytes to a stored photo: placed, recorded, and only then confirmed."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -61,6 +61,7 @@ class Uploads:
         self._catalog = catalog
         self._storage = storage
         self._stored = stored
+        self._told: list[Callable[[Destination], None]] = []
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -110,16 +111,24 @@ class Uploads:
         photo = await self._catalog.find(destination.user_id, destination.photo.local_id)
         return photo is not None and destination.extension in photo.uploaded_extensions
 
+    def when_stored(self, tell: Callable[[Destination], None]) -> None:
+        """Have `tell` called for each file that is in its place for good."""
+        self._told.append(tell)
+
     async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in a task that the caller's cancellation does not stop."""
+        return await asyncio.shield(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in a task for which nobody has to wait."""
         task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return task
 
     async def close(self) -> None:
-        """Wait for what `to_its_end` has begun."""
-        if self._running:
+        """Wait for what has begun, and what that begins."""
+        while self._running:
             await asyncio.wait(self._running)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -152,3 +161,5 @@ class Uploads:
                 raise
             await self._storage.disk.remove(*mark.files)
             self._stored.add(way, pending.size)
+            for tell in self._told:
+                tell(destination)
