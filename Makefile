@@ -29,8 +29,9 @@ test: $(VENV)/installed-test ## all checks: lint, format, types, architecture, t
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-# PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes.
-torture: $(VENV)/installed-test ## faults, abuse and load, three quarters of an hour (PARTS="kills soak" SEED=7 SOAK=30)
+# PARTS are the names of tests/torture/test_*.py; SEED repeats a run; SOAK is in minutes. Tests that
+# compare times wait until they are alone.
+torture: $(VENV)/installed-test ## faults, abuse and load, 17 minutes on two cores (PARTS="kills soak" SEED=7 SOAK=30)
 	$(BIN)/pytest $(if $(PARTS),$(PARTS:%=tests/torture/test_%.py),tests/torture) --torture \
 		--numprocesses $(JOBS) --dist worksteal \
 		$(if $(SEED),--seed $(SEED)) $(if $(SOAK),--soak-minutes $(SOAK)) $(ARGS)
