@@ -1,5 +1,6 @@
 """Certificates and keys that cannot be used: each fault in words, with its setting and file."""
 
+import errno
 import os
 import shutil
 import ssl
@@ -126,10 +127,20 @@ def test_a_certificate_that_openssl_takes_for_too_weak_is_named(files: Path) -> 
     assert str(caught.value) == refusal("TLS_CERT_FILE", path, reason)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_of_somebody_else_is_named(files: Path, tmp_path: Path) -> None:
+def test_a_file_of_somebody_else_is_named(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "k.pem"
     path.touch(mode=0)
+    if os.geteuid() == 0:  # root may read everything
+        read = Path.read_bytes
+
+        def refuse(self: Path) -> bytes:
+            if self == path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return read(self)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError) as caught:
         server_context(files / "c.pem", path)
     assert str(caught.value) == refusal("TLS_KEY_FILE", path, "this user may not read it")
