@@ -87,8 +87,8 @@ async def move(
 
     None do where a condition is missing: a system that can splice, TCP without TLS on both
     sides, `least` bytes that are still to come. While bytes come fast they are moved `wake_at`
-    at a time. Raises what `body.read` raises, `SourceEnded`,
-    and `ConnectionError` when the other side takes no more.
+    at a time. Raises what `body.read` raises, `SourceEnded`, and `ConnectionError` when the
+    other side takes no more.
     """
     connection, source, sink = body.connection, None, writer.transport
     if connection is not None:

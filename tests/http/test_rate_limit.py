@@ -311,8 +311,8 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     with pytest.raises(RateLimitStorageError) as refusal:
         rate_limit_storage(f"{scheme}://:s3cr3t@cache.example:6379")
     assert str(refusal.value) == (
-        f"RATE_LIMIT_STORAGE: {scheme}://... needs {module}, which is not installed, expected "
-        f"after pip install '{package}'"
+        f"RATE_LIMIT_STORAGE: {scheme}://... needs {module}, which is not installed "
+        f"(pip install '{package}')"
     )
 
 

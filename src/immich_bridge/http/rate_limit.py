@@ -20,7 +20,6 @@ RATE_LIMIT_HEADERS: web.RequestKey[dict[str, str]] = web.RequestKey("rate_limit_
 
 _NAMESPACE: Final = "immich-bridge"
 
-
 _REDIS: Final = ("coredis", "immich-bridge[redis]")
 _VALKEY: Final = ("valkey", "limits[async-valkey]")
 _CLIENTS: Final = {
@@ -50,8 +49,8 @@ def rate_limit_storage(url: str) -> Storage:
     module, package = _CLIENTS.get(scheme.partition("+")[0], (None, None))
     if module is not None and find_spec(module) is None:
         raise RateLimitStorageError(
-            f"RATE_LIMIT_STORAGE: {shown} needs {module}, which is not installed, expected after "
-            f"pip install '{package}'"
+            f"RATE_LIMIT_STORAGE: {shown} needs {module}, which is not installed "
+            f"(pip install '{package}')"
         )
     try:
         storage = storage_from_string(f"async+{url}")
